@@ -1,0 +1,53 @@
+"""Every error this library raises on purpose: where, what was got, what was expected, what to do.
+
+Each class also inherits the built-in error a caller would expect (`ValueError`, `FileNotFoundError`, ...),
+so code that knows nothing of endor_jax can still catch it.
+"""
+
+from __future__ import annotations
+
+
+class EndorError(Exception):
+    """Base of all errors raised by endor_jax; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+    def __init__(self, where: str, *, got: str, expected: str, fix: str):
+        self.where, self.got, self.expected, self.fix = where, got, expected, fix
+        super().__init__(f"{where}: got {got}, expected {expected}; {fix}")
+
+
+class InvalidInputError(EndorError, ValueError):
+    """An argument, option or input file has a value that cannot be used."""
+
+
+class UnsupportedError(EndorError, ValueError):
+    """The input is well-formed, but of a kind that this version does not handle."""
+
+
+class NotFoundError(EndorError, FileNotFoundError):
+    """A path that should exist does not."""
+
+
+class DestinationExistsError(EndorError, FileExistsError):
+    """Something is already at the place to be written."""
+
+
+class CorruptCheckpointError(EndorError, ValueError):
+    """Bytes on disk differ from what the manifest promises."""
+
+    exit_code = 4
+
+
+class DoesNotFitError(EndorError, MemoryError):
+    """A budget is smaller than what the plan needs."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(EndorError, ImportError):
+    """An optional package or an external resource is needed and absent."""
+
+
+class StreamError(EndorError, RuntimeError):
+    """Reading ahead failed, or the stream was used after it was closed."""
