@@ -1,0 +1,103 @@
+"""Choosing a codec by exact byte count: one per role for a whole checkpoint, so that layers share a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from endor_jax.arrays import FLOAT_FORMATS, FloatFormat, bits_of
+from endor_jax.errors import InvalidInputError
+from endor_jax.format import bitmap
+from endor_jax.format.encode import BLOCK_ELEMENTS, escape_words
+from endor_jax.format.layout import SEGMENT, matrix_shape
+from endor_jax.format.values import (
+    EXPONENTS,
+    Codec,
+    best_windows,
+    exponent_histogram,
+    exponents_of,
+    packed_codecs,
+    parse_codec,
+)
+
+TOLERANCE = 1.01
+"""Of codecs within 1 % of the smallest, the one with fewest escapes is taken: escapes cost time, not only bytes."""
+
+
+def choose_codec(samples: Sequence[np.ndarray], values: str = "auto") -> Codec:
+    """The codec with the fewest bytes over sample arrays of one role (one dtype: bfloat16, float16, float32).
+
+    values: "auto" considers raw and every packed width, each with and without a bitmap; "raw", "packed" and
+    "packed:K" restrict that. Raises InvalidInputError for other text or a K that the dtype has no room for.
+    """
+    number = FLOAT_FORMATS[samples[0].dtype.name]
+    allowed = _allowed(values, number)
+    sizes: dict[Codec, tuple[int, int]] = {}
+    for sample in samples:
+        matrix = bits_of(sample).reshape(matrix_shape(sample.shape))
+        for codec, (size, escapes) in codec_sizes(matrix, number).items():
+            before = sizes.get(codec, (0, 0))
+            sizes[codec] = before[0] + size, before[1] + escapes
+    sizes = {codec: size for codec, size in sizes.items() if allowed(codec)}
+    smallest = min(size for size, _ in sizes.values())
+    near = [codec for codec, (size, _) in sizes.items() if size <= TOLERANCE * smallest]
+    return min(near, key=lambda codec: (sizes[codec][1], sizes[codec][0]))
+
+
+def _allowed(values: str, number: FloatFormat) -> Callable[[Codec], bool]:
+    """Which codecs a `values` text admits for this number format."""
+    if values == "auto":
+        return lambda codec: True
+    if values == "packed":
+        return lambda codec: codec.kind == "packed"
+    asked = parse_codec(values)
+    if asked.kind == "packed" and asked.exponent_bits >= number.exponent_bits:
+        raise InvalidInputError(
+            "value codec",
+            got=f"{values} for {number.name}",
+            expected=f"fewer than {number.exponent_bits} exponent bits",
+            fix="use a smaller K, or auto",
+        )
+    return lambda codec: (codec.kind, codec.exponent_bits) == (asked.kind, asked.exponent_bits)
+
+
+def codec_sizes(bits: np.ndarray, number: FloatFormat) -> dict[Codec, tuple[int, int]]:
+    """(bytes, escapes) of a (rows, columns) matrix under every candidate, without encoding it.
+
+    The bytes are those of bitmap, offsets, bases, stream and escapes: exactly what `encode_matrix` produces.
+    """
+    rows, columns = bits.shape
+    segments = rows * -(-columns // min(SEGMENT, columns))
+    nonzero, total = int(np.count_nonzero(bits)), bits.size
+    histogram = _histogram(bits, number)
+    bitmap_words = rows * bitmap.words_per_row(columns)
+    sizes: dict[Codec, tuple[int, int]] = {}
+    for with_bitmap, candidates, fixed in (
+        (True, nonzero, bitmap_words + segments),
+        (False, total, segments),
+    ):
+        raw = Codec("raw", bitmap=with_bitmap)
+        sizes[raw] = 4 * (fixed + -(-candidates * number.bits // 32)), 0
+        for codec in packed_codecs(number, bitmap=with_bitmap):
+            covered = int(best_windows(histogram, codec.exponent_bits)[1].sum())
+            stored = covered if with_bitmap else total
+            words = fixed + -(-segments // 4) + -(-stored * codec.field_bits(number) // 32)
+            escapes = candidates - covered
+            sizes[codec] = 4 * (words + escape_words(escapes, number.bits // 8)), escapes
+    return sizes
+
+
+def _histogram(bits: np.ndarray, number: FloatFormat) -> np.ndarray:
+    """Exponent histogram of every segment of a matrix: (segments, 256)."""
+    rows, columns = bits.shape
+    segment = min(SEGMENT, columns)
+    spare = -columns % segment
+    step = max(1, BLOCK_ELEMENTS // columns)
+    blocks = [np.zeros((0, EXPONENTS), np.int64)]
+    for row in range(0, rows, step):
+        block = bits[row : row + step]
+        if spare:
+            block = np.pad(block, ((0, 0), (0, spare)))
+        blocks.append(exponent_histogram(exponents_of(block.reshape(-1, segment), number), number))
+    return np.concatenate(blocks)

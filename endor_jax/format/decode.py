@@ -1,0 +1,85 @@
+"""Decoding on the host: the words of a part to arrays, all of them or chosen rows. The oracle of `expand`.
+
+Written for plainness: it follows docs/format.md sentence by sentence, and believes the offsets it reads.
+`decode_rows` also serves embeddings, of which a batch needs only a few rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from endor_jax.arrays import dtype_from_name
+from endor_jax.format import bitmap, fields
+from endor_jax.format.layout import DenseLayout, FieldLayout, Section, matrix_shape
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import unpack_fields
+
+
+def decode(tensor: SparseTensor) -> np.ndarray:
+    """The array that was encoded: shape `tensor.shape`, dtype `tensor.dtype`, bit for bit."""
+    layout = tensor.layout
+    parts = [np.asarray(words) for words in tensor.parts]
+    if isinstance(layout, DenseLayout):
+        return _decode_dense(parts[0], layout)
+    rows, _ = matrix_shape(layout.shape)
+    every = np.arange(layout.rows)
+    blocks = [decode_rows(part, layout, every) for part in parts]
+    return np.concatenate(blocks)[:rows].reshape(layout.shape)
+
+
+def _decode_dense(part: np.ndarray, layout: DenseLayout) -> np.ndarray:
+    dtype = dtype_from_name(layout.dtype)
+    count = int(np.prod(layout.shape))
+    data = _take(part, layout.data).view(np.uint8)[: count * dtype.itemsize]
+    return data.copy().view(dtype).reshape(layout.shape)
+
+
+def decode_rows(part: np.ndarray, layout: FieldLayout, rows: np.ndarray) -> np.ndarray:
+    """Rows of one part's matrix: part (words,) uint32, rows (n,) integers -> (n, columns) of layout.dtype."""
+    number, columns, segment = layout.number, layout.columns, layout.segment
+    if layout.bitmap is None:
+        stored = np.ones((len(rows), columns), bool)
+    else:
+        words = _take(part, layout.bitmap).reshape(layout.rows, -1)
+        stored = bitmap.unpack(words[rows], columns)
+    offsets = _take(part, layout.offsets).reshape(layout.rows, layout.segments)[rows]
+    bases = np.zeros(offsets.shape, np.uint8)
+    if layout.bases is not None:
+        section = _take(part, layout.bases).view(np.uint8)[: layout.rows * layout.segments]
+        bases = section.reshape(layout.rows, layout.segments)[rows]
+    bits = np.zeros((len(rows), columns), number.unsigned)
+    for s in range(layout.segments):
+        here = slice(s * segment, min((s + 1) * segment, columns))
+        mask = stored[:, here]
+        rank = np.cumsum(mask, axis=1, dtype=np.int64) - 1
+        positions = (offsets[:, s, None].astype(np.int64) + rank * layout.field_bits)[mask]
+        base = np.broadcast_to(bases[:, s, None], mask.shape)[mask]
+        values = fields.read(part, positions, layout.field_bits)
+        bits[:, here][mask] = unpack_fields(values, base, layout.codec, number)
+    _scatter_escapes(bits, part, layout, rows)
+    return bits.view(dtype_from_name(layout.dtype))
+
+
+def _scatter_escapes(bits: np.ndarray, part: np.ndarray, layout: FieldLayout, rows: np.ndarray) -> None:
+    """Writes the escapes of the chosen rows into `bits` (n, columns)."""
+    index, values = read_escapes(part, layout)
+    order = np.argsort(rows, kind="stable")
+    wanted = rows[order]
+    row, column = np.divmod(index, layout.columns)
+    # A row may be asked for more than once: each escape goes to every place its row has in `rows`.
+    first, last = np.searchsorted(wanted, row, "left"), np.searchsorted(wanted, row, "right")
+    repeats = last - first
+    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    bits[order[np.repeat(first, repeats) + within], np.repeat(column, repeats)] = np.repeat(values, repeats)
+
+
+def read_escapes(part: np.ndarray, layout: FieldLayout) -> tuple[np.ndarray, np.ndarray]:
+    """The escape list of one tensor: indices (n,) int64 ascending, element bits (n,)."""
+    start, count = (int(word) for word in part[layout.header : layout.header + 2])
+    index = part[start : start + count].astype(np.int64)
+    data = part[start + count :].view(layout.number.unsigned)[:count]
+    return index, data
+
+
+def _take(part: np.ndarray, section: Section) -> np.ndarray:
+    return part[section.start : section.stop]

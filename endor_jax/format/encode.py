@@ -1,0 +1,259 @@
+"""Encoding on the host: arrays to the words of a part. The NumPy oracle that every faster encoder must equal.
+
+Two steps: `encode_matrix` turns the bits of one matrix into its pieces (bitmap, field counts, bases, stream,
+escapes), a cache-sized block of rows at a time; `encode_record` lays the pieces of all tensors of a layer out
+in its parts (docs/format.md, "Part, record").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from endor_jax.arrays import FloatFormat, bits_of, round_up
+from endor_jax.errors import UnsupportedError
+from endor_jax.format import bitmap, fields
+from endor_jax.format.layout import (
+    PART_LIMIT_WORDS,
+    SEGMENT,
+    STREAM_WORDS,
+    DenseLayout,
+    FieldLayout,
+    RecordLayout,
+    Section,
+    TensorSpec,
+    matrix_shape,
+    padding_words,
+    plan_layout,
+)
+from endor_jax.format.stats import TensorStats
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import (
+    Codec,
+    best_windows,
+    exponent_histogram,
+    exponents_of,
+    pack_fields,
+    parse_codec,
+)
+
+BLOCK_ELEMENTS = 1 << 16
+"""Elements encoded at a time: their temporaries stay in the second-level cache."""
+
+
+@dataclass(frozen=True)
+class EncodedMatrix:
+    """The pieces of one matrix, before they have a place in a part.
+
+    bitmap: (rows, words_per_row) uint32, None for dense codecs; counts: (rows, segments) fields per segment;
+    bases: (rows, segments) uint8, None for raw; stream: uint32 words of all fields; escape_index: (n,) uint32
+    row-major element indices, ascending; escape_bits: (n,) those elements; nonzero: elements that are not +0.0.
+    """
+
+    bitmap: np.ndarray | None
+    counts: np.ndarray
+    bases: np.ndarray | None
+    stream: np.ndarray
+    escape_index: np.ndarray
+    escape_bits: np.ndarray
+    nonzero: int
+
+
+def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> EncodedMatrix:
+    """Encodes (rows, columns) element bits, in the unsigned dtype of `number`."""
+    rows, columns = bits.shape
+    step = max(1, BLOCK_ELEMENTS // columns)
+    blocks = [_encode_rows(bits[row : row + step], codec, number) for row in range(0, rows, step)]
+    stored, counts, bases, values, escaped = zip(*blocks, strict=True)
+    width = codec.field_bits(number)
+    escape_index = np.concatenate(
+        [index + row * columns for index, row in zip(escaped, range(0, rows, step), strict=True)]
+    )
+    return EncodedMatrix(
+        bitmap=np.concatenate(stored) if codec.bitmap else None,
+        counts=np.concatenate(counts),
+        bases=np.concatenate(bases) if codec.kind == "packed" else None,
+        stream=fields.pack(np.concatenate(values), width),
+        escape_index=escape_index.astype(np.uint32),
+        escape_bits=bits.reshape(-1)[escape_index],
+        nonzero=int(np.count_nonzero(bits)),
+    )
+
+
+def _encode_rows(bits: np.ndarray, codec: Codec, number: FloatFormat) -> tuple[np.ndarray, ...]:
+    """One block of rows: bitmap words, counts, bases, fields (n,), escape indices (m,) within the block."""
+    rows, columns = bits.shape
+    segment = min(SEGMENT, columns)
+    segments = -(-columns // segment)
+    if columns % segment:
+        bits = np.pad(bits, ((0, 0), (0, segments * segment - columns)))
+    cut = bits.reshape(-1, segment)
+    bases = np.zeros(cut.shape[0], np.uint8)
+    if codec.kind == "packed":
+        exponents = exponents_of(cut, number)
+        bases, _ = best_windows(exponent_histogram(exponents, number), codec.exponent_bits)
+        fits, values = pack_fields(cut, exponents, bases, codec, number)
+    else:
+        fits, values = (cut != 0) if codec.bitmap else np.ones(cut.shape, bool), cut
+    whole = (rows, segments * segment)
+    fits, values = fits.reshape(whole)[:, :columns], values.reshape(whole)[:, :columns]
+    bits = bits[:, :columns]
+    if codec.bitmap:
+        escaped = np.flatnonzero((bits != 0) & ~fits)
+        words = bitmap.pack(fits)
+        starts = np.arange(0, columns, segment)
+        counts = np.add.reduceat(fits, starts, axis=1, dtype=np.int64)
+        return words, counts, bases.reshape(rows, segments), values[fits], escaped
+    escaped = np.flatnonzero(~fits)
+    widths = np.diff(np.append(np.arange(0, columns, segment), columns))
+    counts = np.broadcast_to(widths, (rows, segments))
+    values = np.where(fits, values, values.dtype.type(0))
+    return np.zeros((0, 0), np.uint32), counts, bases.reshape(rows, segments), values.reshape(-1), escaped
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """The parts of one record, each (words,) uint32, and what was counted: tensor name -> TensorStats."""
+
+    parts: tuple[np.ndarray, ...]
+    stats: dict[str, TensorStats]
+    escapes: dict[str, int]
+    """Longest escape list of any part, per tensor stored as fields: bounds `escape_capacity`."""
+
+
+def encode_record(layout: RecordLayout, arrays: Mapping[str, np.ndarray]) -> EncodedRecord:
+    """Encodes the tensors of one layer into parts of this layout.
+
+    Raises UnsupportedError if a part would reach 2^32 bits.
+    """
+    stats: dict[str, TensorStats] = {}
+    escapes: dict[str, int] = {}
+    parts = []
+    for part in range(layout.parts):
+        pieces: dict[str, EncodedMatrix] = {}
+        for name, tensor in layout.tensors:
+            if isinstance(tensor, DenseLayout):
+                if part == 0:
+                    stats[name] = _dense_stats(arrays[name], tensor)
+                continue
+            rows, columns = matrix_shape(tensor.shape)
+            first, last = min(part * tensor.rows, rows), min((part + 1) * tensor.rows, rows)
+            bits = bits_of(arrays[name]).reshape(rows, columns)[first:last]
+            pieces[name] = _encode_share(bits, tensor)
+            counted = _field_stats(pieces[name], tensor, bits.size)
+            stats[name] = stats[name] + counted if name in stats else counted
+            escapes[name] = max(escapes.get(name, 0), counted.escapes)
+        parts.append(_assemble(layout, pieces, arrays))
+    return EncodedRecord(tuple(parts), stats, escapes)
+
+
+def _encode_share(bits: np.ndarray, layout: FieldLayout) -> EncodedMatrix:
+    """Encodes one part's rows; missing rows at the end become rows without fields (never expanded)."""
+    missing = layout.rows - bits.shape[0]
+    if missing == layout.rows:
+        bits, missing = np.zeros((1, layout.columns), bits.dtype), missing - 1
+        encoded = encode_matrix(bits, Codec("raw"), layout.number)
+    else:
+        encoded = encode_matrix(bits, layout.codec, layout.number)
+
+    def extend(piece: np.ndarray | None) -> np.ndarray | None:
+        return piece if piece is None else np.pad(piece, ((0, missing), (0, 0)))
+
+    counts, bases = extend(encoded.counts), extend(encoded.bases)
+    assert counts is not None
+    return EncodedMatrix(
+        extend(encoded.bitmap),
+        counts,
+        bases,
+        encoded.stream,
+        encoded.escape_index,
+        encoded.escape_bits,
+        encoded.nonzero,
+    )
+
+
+def _assemble(
+    layout: RecordLayout, pieces: Mapping[str, EncodedMatrix], arrays: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Lays the pieces of one part out: header and sections, then streams, then escapes, then padding."""
+    cursor = layout.streams_start
+    stream_at: dict[str, int] = {}
+    escapes_at: dict[str, int] = {}
+    for name, piece in pieces.items():
+        stream_at[name] = cursor
+        cursor = round_up(cursor + piece.stream.shape[0], STREAM_WORDS)
+    for name, piece in pieces.items():
+        escapes_at[name] = cursor
+        cursor = round_up(cursor + escape_words(piece.escape_index.shape[0], piece.escape_bits.itemsize), STREAM_WORDS)
+    cursor += padding_words(layout)
+    if cursor >= PART_LIMIT_WORDS:
+        raise UnsupportedError(
+            "part",
+            got=f"{4 * cursor:,} bytes",
+            expected=f"fewer than {4 * PART_LIMIT_WORDS:,}",
+            fix="cut the record into more parts",
+        )
+    part = np.zeros(cursor, np.uint32)
+    for name, tensor in layout.tensors:
+        if isinstance(tensor, DenseLayout):
+            _put(part, tensor.data, arrays[name])
+            continue
+        piece = pieces[name]
+        count = piece.escape_index.shape[0]
+        part[tensor.header : tensor.header + 2] = escapes_at[name], count
+        if tensor.bitmap is not None and piece.bitmap is not None:
+            _put(part, tensor.bitmap, piece.bitmap)
+        if tensor.bases is not None and piece.bases is not None:
+            _put(part, tensor.bases, piece.bases)
+        counts = piece.counts.reshape(-1)
+        before = np.cumsum(counts) - counts
+        _put(part, tensor.offsets, (32 * stream_at[name] + before * tensor.field_bits).astype(np.uint32))
+        part[stream_at[name] : stream_at[name] + piece.stream.shape[0]] = piece.stream
+        _put(part, Section(escapes_at[name], count), piece.escape_index)
+        bits_at = escapes_at[name] + count
+        _put(part, Section(bits_at, -(-count * piece.escape_bits.itemsize // 4)), piece.escape_bits)
+    return part
+
+
+def _put(part: np.ndarray, section: Section, values: np.ndarray) -> None:
+    """Copies the bytes of `values` to the start of a section."""
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    part.view(np.uint8)[4 * section.start : 4 * section.start + data.shape[0]] = data
+
+
+def escape_words(count: int, itemsize: int) -> int:
+    """Words of an escape list: indices (uint32), then the elements' bits (itemsize bytes each)."""
+    return count + -(-count * itemsize // 4)
+
+
+def _field_stats(piece: EncodedMatrix, layout: FieldLayout, elements: int) -> TensorStats:
+    sections = [s.words for s in (layout.bitmap, layout.offsets, layout.bases) if s is not None]
+    count = piece.escape_index.shape[0]
+    words = 2 + sum(sections) + piece.stream.shape[0] + escape_words(count, piece.escape_bits.itemsize)
+    return TensorStats(elements, piece.nonzero, count, 4 * words)
+
+
+def _dense_stats(array: np.ndarray, layout: DenseLayout) -> TensorStats:
+    nonzero = int(np.count_nonzero(bits_of(array))) if array.dtype.itemsize <= 8 else array.size
+    return TensorStats(array.size, nonzero, 0, 4 * layout.data.words)
+
+
+def encode_array(array: np.ndarray, codec: str) -> SparseTensor:
+    """One array as a SparseTensor that owns its words (one part, exactly as long as needed).
+
+    array: bfloat16, float16 or float32, rank 2 or more. Raises UnsupportedError for others.
+    """
+    layout = plan_layout({"array": TensorSpec(array.shape, array.dtype.name, parse_codec(codec))})
+    encoded = encode_record(layout, {"array": array})
+    return SparseTensor(encoded.parts, with_escapes(layout, encoded.escapes)["array"])
+
+
+def with_escapes(layout: RecordLayout, escapes: Mapping[str, int]) -> RecordLayout:
+    """The same layout with room for the given number of escapes per tensor."""
+    tensors = tuple(
+        (name, replace(t, escape_capacity=escapes[name]) if isinstance(t, FieldLayout) else t)
+        for name, t in layout.tensors
+    )
+    return replace(layout, tensors=tensors)

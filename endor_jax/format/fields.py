@@ -1,0 +1,60 @@
+"""The field stream: n fields of b bits, one after the other, little-endian in uint32 words.
+
+Field i occupies the bits i·b ... i·b + b − 1 of the stream, where bit j of the stream is bit j mod 32 of word
+j // 32. A reader takes two neighbouring words and shifts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+WORD_BITS = 32
+# Fields are packed in groups of 32, which fill exactly b words, and this many groups at a time: the columns
+# of one batch (256 KiB) stay in the second-level cache while they are combined.
+GROUPS_PER_BATCH = 2048
+
+
+def stream_words(count: int, width: int) -> int:
+    """How many uint32 words `count` fields of `width` bits take."""
+    return -(-count * width // WORD_BITS)
+
+
+def pack(fields: np.ndarray, width: int) -> np.ndarray:
+    """(n,) unsigned fields, each below 2^width, -> (stream_words(n, width),) uint32."""
+    count = fields.shape[0]
+    if width == 8 * fields.dtype.itemsize:
+        spare = -count % (WORD_BITS // width)
+        return np.concatenate([fields, np.zeros(spare, fields.dtype)]).view("<u4")
+    groups = -(-count // WORD_BITS)
+    stream = np.empty((groups, width), np.uint32)
+    for start in range(0, groups, GROUPS_PER_BATCH):
+        stop = min(start + GROUPS_PER_BATCH, groups)
+        batch = fields[start * WORD_BITS : stop * WORD_BITS]
+        columns = np.zeros((stop - start) * WORD_BITS, np.uint32)
+        columns[: batch.shape[0]] = batch
+        stream[start:stop] = _pack_groups(columns.reshape(-1, WORD_BITS).T.copy(), width).T
+    return stream.reshape(-1)[: stream_words(count, width)]
+
+
+def _pack_groups(columns: np.ndarray, width: int) -> np.ndarray:
+    """(32, groups) fields -> (width, groups) words: field i of every group lands on the same bits."""
+    words = np.zeros((width, columns.shape[1]), np.uint32)
+    for i, column in enumerate(columns):
+        word, shift = divmod(i * width, WORD_BITS)
+        words[word] |= column << np.uint32(shift)
+        if shift + width > WORD_BITS:
+            words[word + 1] |= column >> np.uint32(WORD_BITS - shift)
+    return words
+
+
+def read(words: np.ndarray, positions: np.ndarray, width: int) -> np.ndarray:
+    """The fields that start at the given bits of `words`.
+
+    words: (m,) uint32; positions: (n,) integers, each + width at most 32·m. Returns (n,) uint32.
+    """
+    positions = positions.astype(np.uint64)
+    index = (positions // WORD_BITS).astype(np.intp)
+    # A field that ends with the last word has no second word: any will do, its bits are masked off.
+    following = np.minimum(index + 1, words.shape[0] - 1)
+    pair = words[index].astype(np.uint64) | (words[following].astype(np.uint64) << np.uint64(WORD_BITS))
+    return ((pair >> (positions % WORD_BITS)) & np.uint64((1 << width) - 1)).astype(np.uint32)

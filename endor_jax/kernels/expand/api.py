@@ -1,0 +1,43 @@
+"""`expand`, the public operation: checks its input, asks `resolve`, calls one implementation."""
+
+from __future__ import annotations
+
+import jax
+
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.record import Record
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.kernels.backends import Implementation, resolve
+from endor_jax.kernels.expand import xla
+
+
+def expand(tensor: SparseTensor, *, implementation: Implementation | None = None) -> jax.Array:
+    """The dense array, shape `tensor.shape` and dtype `tensor.dtype`, bit for bit as it was encoded.
+
+    Works outside and inside jit, vmap, grad (it has no gradient: its input is integers) and shard_map.
+    Raises InvalidInputError for words that are not uint32 vectors, UnsupportedError for an implementation the
+    device lacks.
+    """
+    for words in tensor.parts:
+        if words.dtype != "uint32" or len(words.shape) != 1:
+            raise InvalidInputError(
+                "expand",
+                got=f"a part of dtype {words.dtype} and shape {words.shape}",
+                expected="uint32 vectors",
+                fix="pass what encode or record[name] gave; use jax.vmap for a batch",
+            )
+    resolve(implementation, platform_of(tensor))
+    return xla.expand(tensor)
+
+
+def expand_all(record: Record) -> dict[str, jax.Array]:
+    """All tensors of a record, dense, by name."""
+    return {name: expand(record[name]) for name in record}
+
+
+def platform_of(tensor: SparseTensor) -> str:
+    """The platform its words are on; under a trace, the one JAX compiles for by default."""
+    first = tensor.parts[0]
+    if isinstance(first, jax.Array) and not isinstance(first, jax.core.Tracer):
+        return next(iter(first.devices())).platform
+    return jax.default_backend()

@@ -1,0 +1,111 @@
+"""Reading a checkpoint: an open directory whose parts are read into the caller's buffers and checked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import tensorstore as ts
+
+from endor_jax.errors import CorruptCheckpointError, NotFoundError
+from endor_jax.format.decode import decode
+from endor_jax.format.record import Record
+from endor_jax.store.digest import digest_bytes, digest_chunks
+from endor_jax.store.manifest import Manifest, Part, StoredRecord, read_manifest
+from endor_jax.store.part import open_part, read_part
+
+
+class Checkpoint:
+    """An open checkpoint. Its methods may be called from several threads.
+
+    manifest: what it holds. bytes_read: bytes of parts read so far, counted where they are read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._stores: dict[str, ts.TensorStore] = {}
+        self._verified: set[str] = set()
+
+    def read_part(self, part: Part, *, into: np.ndarray) -> None:
+        """Reads a part to the start of a uint8 buffer of at least `part.length_bytes`.
+
+        The first time, its digests are compared. Raises NotFoundError or CorruptCheckpointError naming the
+        file; the buffer's contents are then undefined.
+        """
+        directory = self.path / part.path
+        with self._lock:
+            store = self._stores.get(part.path)
+        if store is None:
+            store = open_part(directory, part.length_bytes)
+        data = into[: part.length_bytes]
+        read_part(store, directory, data)
+        with self._lock:
+            self._stores[part.path] = store
+            self.bytes_read += part.length_bytes
+            verified = part.path in self._verified
+        if not verified:
+            self._verify(part, data)
+
+    def _verify(self, part: Part, data: np.ndarray) -> None:
+        digests = digest_chunks(data, part.chunk_bytes)
+        for i, (got, expected) in enumerate(zip(digests, part.digests, strict=True)):
+            if got != expected:
+                raise CorruptCheckpointError(
+                    f"part {self.path / part.path}",
+                    got=f"digest {got} for bytes {i * part.chunk_bytes:,} and following",
+                    expected=expected,
+                    fix="the file is damaged; convert the checkpoint again",
+                )
+        with self._lock:
+            self._verified.add(part.path)
+
+    def read_record(self, record: StoredRecord) -> Record:
+        """A whole record in host memory of its own: uint32 words, exactly as long as the parts."""
+        words = []
+        for part in record.parts:
+            buffer = np.empty(part.length_bytes, np.uint8)
+            self.read_part(part, into=buffer)
+            words.append(buffer.view(np.uint32))
+        return Record(tuple(words), self.manifest.layout(record))
+
+    def read_tensor(self, record: str, tensor: str) -> np.ndarray:
+        """One tensor, decoded on the host. Raises KeyError naming what there is."""
+        return decode(self.read_record(self.manifest.record(record))[tensor])
+
+    def read_file(self, name: str) -> bytes:
+        """One of the other files, checked against its digest."""
+        path = self.path / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"file {path}", got="no such file", expected=f"{name}, which the manifest lists",
+                fix="copy the checkpoint again, or convert it again",
+            ) from error  # fmt: skip
+        if digest_bytes(data) != self.manifest.files.get(name):
+            raise CorruptCheckpointError(
+                f"file {path}",
+                got=f"digest {digest_bytes(data)}",
+                expected=str(self.manifest.files.get(name)),
+                fix="the file was changed; copy or convert the checkpoint again",
+            )
+        return data
+
+    def close(self) -> None:
+        """Forgets the open files. Idempotent."""
+        with self._lock:
+            self._stores.clear()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

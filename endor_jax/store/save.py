@@ -1,0 +1,76 @@
+"""`save`: any parameter trees, one per layer, to a checkpoint that `stream` can run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from endor_jax.arrays import FLOAT_FORMATS
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.choose import choose_codec
+from endor_jax.format.codec import encodable
+from endor_jax.format.layout import (
+    PART_LIMIT_WORDS,
+    RecordLayout,
+    TensorSpec,
+    matrix_shape,
+    plan_layout,
+)
+from endor_jax.format.tree import named_leaves, tree_shape
+from endor_jax.format.values import Codec
+from endor_jax.store.manifest import Manifest
+from endor_jax.store.writer import CheckpointWriter
+
+SMALL_ELEMENTS = 4096
+"""Arrays below this are stored dense: a bitmap and an offset would save nothing worth a launch."""
+
+
+def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "auto") -> Manifest:
+    """Writes one record per parameter tree, in order, and returns the manifest.
+
+    layers: pytrees of arrays, taken one at a time. values: "auto", "raw", "packed" or "packed:K", for every
+    float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless. The codec of
+    a role (a leaf name with its shape) is settled where it first occurs, so that equal layers share one
+    compiled step.
+    Raises DestinationExistsError, UnsupportedError for leaves the format cannot hold, InvalidInputError for
+    an empty sequence.
+    """
+    writer = CheckpointWriter(path)
+    codecs: dict[tuple[str, tuple[int, ...], str], Codec | None] = {}
+    count = 0
+    for count, layer in enumerate(layers, 1):
+        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(layer).items()}
+        specs = {}
+        for name, array in arrays.items():
+            role = (name, array.shape, array.dtype.name)
+            if role not in codecs:
+                codecs[role] = codec_for([array], values)
+            specs[name] = TensorSpec(array.shape, array.dtype.name, codecs[role])
+        writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
+    if count == 0:
+        raise InvalidInputError("save", got="no layers", expected="at least one", fix="pass one tree per layer")
+    return writer.finish(made={"by": "endor_jax.save", "values": values})
+
+
+def codec_for(samples: list[np.ndarray], values: str) -> Codec | None:
+    """The codec of a role from samples of it; None means "store its own bytes"."""
+    if not encodable(samples[0]) or samples[0].size < SMALL_ELEMENTS:
+        return None
+    codec = choose_codec(samples, values)
+    return None if codec == Codec("raw", bitmap=False) else codec
+
+
+def layout_for(specs: Mapping[str, TensorSpec], *, most_words: int = PART_LIMIT_WORDS * 9 // 10) -> RecordLayout:
+    """The layout of a record, cut into as few parts as keep each below `most_words` with every field stored.
+
+    The bound does not look at the values, so that layers of different sparsity are cut alike.
+    """
+    bits = 0
+    for spec in specs.values():
+        if spec.codec is not None:
+            rows, columns = matrix_shape(spec.shape)
+            bits += rows * columns * (1 + spec.codec.field_bits(FLOAT_FORMATS[spec.dtype]))
+    return plan_layout(specs, parts=max(1, -(-bits // (32 * most_words))))

@@ -1,0 +1,1 @@
+"""Which bytes are where, and when they move; no model knowledge."""

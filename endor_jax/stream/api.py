@@ -1,0 +1,124 @@
+"""`stream`, the public way to run any JAX layer function over a checkpoint that does not fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.record import Record
+from endor_jax.format.tree import rebuild, rebuild_like
+from endor_jax.store.manifest import Signature
+from endor_jax.store.reader import Checkpoint
+from endor_jax.stream.budget import budgets
+from endor_jax.stream.executor import Executor, Streamable
+from endor_jax.stream.plan import DEPTH, FixedCosts, make_plan
+from endor_jax.stream.step import LayerFunction, make_step
+
+
+class Stream:
+    """A layer function bound to a checkpoint; made by `stream`. Call it with (x, states).
+
+    plan: where the records are. bytes_read and bytes_transferred: counted where they happen.
+    """
+
+    def __init__(self, layer: LayerFunction, checkpoint: Checkpoint, executor: Executor, *, like: Any):
+        self._checkpoint, self._executor = checkpoint, executor
+        self.plan = executor.plan
+        trees = {signature.layout: signature for signature in checkpoint.manifest.signatures}
+
+        def build(record: Record, arrays: dict[str, jax.Array]) -> Any:
+            return _params(trees[record.layout], arrays, like)
+
+        self._step = make_step(layer, build=build)
+
+    def __call__(self, x: Any, states: Sequence[Any] | None = None) -> tuple[Any, list[Any]]:
+        """Applies all layers in order: returns the last x and the new states.
+
+        x: any pytree. states: one pytree per layer, or None for layers that keep none. Raises
+        InvalidInputError if their number is wrong, and whatever a read raised, with its layer named.
+        """
+        count = len(self._checkpoint.manifest.records)
+        new = list(states) if states is not None else [None] * count
+        if len(new) != count:
+            raise InvalidInputError(
+                "stream", got=f"{len(new)} states", expected=f"{count}, one per layer", fix="pass one per layer"
+            )
+
+        def step(index: int, record: Record) -> Any:
+            nonlocal x
+            x, new[index] = self._step(record, x, new[index])
+            return x, new[index]
+
+        self._executor.run(step)
+        return x, new
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from disk so far."""
+        return self._checkpoint.bytes_read
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes copied to the device so far."""
+        return self._executor.bytes_transferred
+
+    def close(self) -> None:
+        """Stops reading and frees the buffers. Idempotent."""
+        self._executor.close()
+        self._checkpoint.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def stream(
+    layer: LayerFunction,
+    path: str | os.PathLike[str],
+    *,
+    device_memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    depth: int = DEPTH,
+    like: Any = None,
+) -> Stream:
+    """Opens a checkpoint written by `save` and binds a layer function to it.
+
+    layer: (params, x, state) -> (x, state), pure; params has the structure that was saved, dense, expanded
+    inside the jitted step. device_memory, host_memory: budgets for weights ("8GiB"), by default 90 % of what
+    is free. depth: records issued ahead. like: a tree of the saved structure, needed only when it holds other
+    containers than dicts, lists and tuples (an `nnx.State`).
+    Raises NotFoundError, CorruptCheckpointError, DoesNotFitError, InvalidInputError.
+    """
+    checkpoint = Checkpoint(path)
+    device = jax.local_devices()[0]
+    manifest = checkpoint.manifest
+    if like is None and any(signature.tree is None for signature in manifest.signatures):
+        raise InvalidInputError(
+            f"checkpoint {path}",
+            got="parameter trees with containers other than dicts, lists and tuples",
+            expected="their structure",
+            fix="pass like=, a tree of that structure (jax.eval_shape or nnx.eval_shape gives one)",
+        )
+    records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records]
+    device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    plan = make_plan(
+        [record.demand for record in records],
+        fixed=FixedCosts(device=(("expanded layer", max(s.layout.dense_bytes for s in manifest.signatures)),)),
+        device_budget_bytes=device_bytes,
+        host_budget_bytes=host_bytes,
+        depth=depth,
+    )
+    return Stream(layer, checkpoint, Executor(checkpoint, records, plan=plan, device=device), like=like)
+
+
+def _params(signature: Signature, arrays: dict[str, jax.Array], like: Any) -> Any:
+    return rebuild(signature.tree, arrays) if like is None else rebuild_like(like, arrays)

@@ -1,0 +1,164 @@
+"""The executor: walks the schedule of a pass, keeping residents on the device and the rest flowing through.
+
+It owns everything that moves: resident arrays, kept host buffers, the ring, the prefetcher. It knows records,
+not models: what a step does is the caller's function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from endor_jax.format.layout import RecordLayout
+from endor_jax.format.record import Record
+from endor_jax.store.manifest import Part
+from endor_jax.store.reader import Checkpoint
+from endor_jax.stream.plan import Demand, Plan
+from endor_jax.stream.prefetch import Prefetcher, Wanted, closed_error
+from endor_jax.stream.ring import Ring, aligned_buffer
+from endor_jax.stream.schedule import one_pass, prologue
+from endor_jax.stream.transfer import put
+
+
+@dataclass(frozen=True)
+class Streamable:
+    """One record of the pass: its name, stored parts and layout; `held` if it is in host memory already.
+
+    A held record's buffers are uint8, one per part, each at least `part.buffer_bytes` long.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    layout: RecordLayout
+    held: tuple[np.ndarray, ...] = ()
+
+    @property
+    def demand(self) -> Demand:
+        """What the plan needs to know about it."""
+        return Demand(
+            self.name,
+            read_bytes=sum(part.length_bytes for part in self.parts),
+            buffer_bytes=sum(part.buffer_bytes for part in self.parts),
+            parts=len(self.parts),
+            slot_bytes=max(part.buffer_bytes for part in self.parts),
+            host_held=bool(self.held),
+        )
+
+
+@dataclass
+class Transfer:
+    """A record on its way to the device: its arrays, and the slots they are copied from."""
+
+    words: tuple[jax.Array, ...]
+    slots: list[np.ndarray]
+
+
+class Executor:
+    """Runs passes over records placed by a plan. One thread at a time; `close` is idempotent.
+
+    bytes_transferred counts what was copied to the device, residents included.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, records: Sequence[Streamable], *, plan: Plan, device: jax.Device
+    ):
+        self._checkpoint, self._records, self.plan, self._device = checkpoint, tuple(records), plan, device
+        self.bytes_transferred = 0
+        self._closed = False
+        self._in_flight: dict[int, list[Transfer]] = {i: [] for i in plan.streamed}
+        self._kept: dict[int, tuple[np.ndarray, ...]] = {}
+        self._resident: dict[int, tuple[jax.Array, ...]] = {}
+        for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
+            if tier == "device":
+                self._resident[i] = self._load_resident(record)
+            elif tier == "host":
+                self._kept[i] = record.held or read_parts(checkpoint, record.parts)
+        from_disk = [record for record, tier in zip(self._records, plan.tiers, strict=True) if tier == "disk"]
+        order = [Wanted(record.name, part) for record in from_disk for part in record.parts]
+        self._ring = Ring(plan.slots, plan.slot_bytes)
+        self._prefetcher = Prefetcher(order, self._ring, read=lambda part, into: checkpoint.read_part(part, into=into))
+        self._started = False
+
+    def _load_resident(self, record: Streamable) -> tuple[jax.Array, ...]:
+        buffers = record.held or read_parts(self._checkpoint, record.parts)
+        words = tuple(self._put(b, part) for b, part in zip(buffers, record.parts, strict=True))
+        jax.block_until_ready(words)
+        return words
+
+    def _put(self, buffer: np.ndarray, part: Part) -> jax.Array:
+        self.bytes_transferred += part.buffer_bytes
+        return put(buffer, part.buffer_bytes, self._device)
+
+    def _issue(self, index: int) -> None:
+        """Starts the transfer of a streamed record, from kept host memory or from filled slots."""
+        record = self._records[index]
+        if index in self._kept:
+            buffers, slots = self._kept[index], []
+        else:
+            slots = [self._prefetcher.take() for _ in record.parts]
+            buffers = tuple(slots)
+        words = tuple(self._put(b, part) for b, part in zip(buffers, record.parts, strict=True))
+        self._in_flight[index].append(Transfer(words, slots))
+
+    def _arrived(self, index: int) -> tuple[jax.Array, ...]:
+        """The words of a record whose turn it is; its slots are free again."""
+        if index in self._resident:
+            return self._resident[index]
+        transfer = self._in_flight[index].pop(0)
+        jax.block_until_ready(transfer.words)
+        for slot in transfer.slots:
+            self._ring.release(slot)
+        return transfer.words
+
+    def run(self, step: Callable[[int, Record], object]) -> None:
+        """One pass: calls `step(index, record)` for every record in order.
+
+        What `step` returns is waited for one step later, which bounds the device buffers alive at once
+        without ever leaving the device idle. After an error in a step or a read the executor is closed.
+        """
+        if self._closed:
+            raise closed_error()
+        try:
+            self._run(step)
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, step: Callable[[int, Record], object]) -> None:
+        streamed, depth = self.plan.streamed, self.plan.depth
+        if not self._started:
+            self._started = True
+            for action in prologue(streamed, depth):
+                self._issue(action.record)
+        running: object = None
+        for action in one_pass(len(self._records), streamed, depth):
+            if action.kind == "put":
+                self._issue(action.record)
+                continue
+            record = Record(self._arrived(action.record), self._records[action.record].layout)
+            result = step(action.record, record)
+            del record
+            jax.block_until_ready(running)
+            running = result
+        jax.block_until_ready(running)
+
+    def close(self) -> None:
+        """Stops reading and frees every buffer. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._prefetcher.close()
+            self._in_flight.clear()
+            self._kept.clear()
+            self._resident.clear()
+
+
+def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarray, ...]:
+    """All parts of a record in page-aligned host buffers of their size classes."""
+    buffers = tuple(aligned_buffer(part.buffer_bytes) for part in parts)
+    for part, buffer in zip(parts, buffers, strict=True):
+        checkpoint.read_part(part, into=buffer)
+    return buffers
+
