@@ -186,7 +186,9 @@ def _assemble(
         cursor = round_up(cursor + piece.stream.shape[0], STREAM_WORDS)
     for name, piece in pieces.items():
         escapes_at[name] = cursor
-        cursor = round_up(cursor + escape_words(piece.escape_index.shape[0], piece.escape_bits.itemsize), STREAM_WORDS)
+        cursor = round_up(
+            cursor + escape_words(piece.escape_index.shape[0], piece.escape_bits.itemsize), STREAM_WORDS
+        )
     cursor += padding_words(layout)
     if cursor >= PART_LIMIT_WORDS:
         raise UnsupportedError(

@@ -233,5 +233,7 @@ def check_matrix(name: str, spec: TensorSpec) -> None:
 
 def padding_words(layout: RecordLayout) -> int:
     """Words of zeros that end a part: 64 bytes and one segment of the widest field (docs/format.md)."""
-    widest = max((f.segment * f.field_bits for _, f in layout.tensors if isinstance(f, FieldLayout)), default=0)
+    widest = max(
+        (f.segment * f.field_bits for _, f in layout.tensors if isinstance(f, FieldLayout)), default=0
+    )
     return STREAM_WORDS + -(-widest // 32)

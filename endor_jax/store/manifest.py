@@ -138,7 +138,9 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 def _layout_to_json(layout: RecordLayout) -> dict[str, Any]:
     def tensor(name: str) -> dict[str, Any]:
         place = layout[name]
-        codec, escapes = (place.codec.name, place.escape_capacity) if isinstance(place, FieldLayout) else (None, 0)
+        codec, escapes = (
+            (place.codec.name, place.escape_capacity) if isinstance(place, FieldLayout) else (None, 0)
+        )
         return {"name": name, "shape": place.shape, "dtype": place.dtype, "codec": codec, "escapes": escapes}
 
     return {"parts": layout.parts, "segment": SEGMENT, "tensors": [tensor(name) for name in layout.names]}

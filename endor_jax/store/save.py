@@ -51,7 +51,9 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
             specs[name] = TensorSpec(array.shape, array.dtype.name, codecs[role])
         writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
     if count == 0:
-        raise InvalidInputError("save", got="no layers", expected="at least one", fix="pass one tree per layer")
+        raise InvalidInputError(
+            "save", got="no layers", expected="at least one", fix="pass one tree per layer"
+        )
     return writer.finish(made={"by": "endor_jax.save", "values": values})
 
 
@@ -63,7 +65,9 @@ def codec_for(samples: list[np.ndarray], values: str) -> Codec | None:
     return None if codec == Codec("raw", bitmap=False) else codec
 
 
-def layout_for(specs: Mapping[str, TensorSpec], *, most_words: int = PART_LIMIT_WORDS * 9 // 10) -> RecordLayout:
+def layout_for(
+    specs: Mapping[str, TensorSpec], *, most_words: int = PART_LIMIT_WORDS * 9 // 10
+) -> RecordLayout:
     """The layout of a record, cut into as few parts as keep each below `most_words` with every field stored.
 
     The bound does not look at the values, so that layers of different sparsity are cut alike.

@@ -85,7 +85,9 @@ def _stored_and_rank(
     return (stored != 0).reshape(shape)[:, :, :segment], (before + below).reshape(shape)[:, :, :segment]
 
 
-def _read_field(words: UInt32[Array, " words"], position: UInt32[Array, "..."], width: int) -> UInt32[Array, "..."]:
+def _read_field(
+    words: UInt32[Array, " words"], position: UInt32[Array, "..."], width: int
+) -> UInt32[Array, "..."]:
     """The `width` bits of the part that start at each bit position."""
     index = position >> jnp.uint32(5)
     shift = position & jnp.uint32(31)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,17 @@ from endor_jax.kernels.linear.dense import dense
 
 
 def linear(
-    x: Float[Array, "*batch inputs"], tensor: SparseTensor, *, implementation: Implementation | None = None
+    x: Float[Array, "*batch inputs"],
+    tensor: SparseTensor,
+    *,
+    output_dtype: jnp.dtype | None = None,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """x @ expand(tensor).T in x's dtype, float32 accumulation; tensor.shape is (outputs, inputs).
+    """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).
 
-    Its gradient with respect to x is g @ expand(tensor): nothing dense is kept for the backward pass.
-    Raises InvalidInputError unless shapes agree, UnsupportedError for an implementation the device lacks.
+    Products are summed in float32. The gradient with respect to x is g @ expand(tensor): nothing dense is
+    kept for the backward pass. Raises InvalidInputError unless shapes agree, UnsupportedError for an
+    implementation the device lacks.
     """
     if len(tensor.shape) != 2 or x.shape[-1] != tensor.shape[1]:
         raise InvalidInputError(
@@ -30,24 +36,31 @@ def linear(
             expected="(..., inputs) and (outputs, inputs)",
             fix="transpose or reshape the weight before encoding it",
         )
-    return _linear(implementation, x, tensor)
+    result = jnp.dtype(x.dtype if output_dtype is None else output_dtype)
+    return _linear(_How(x.dtype, result, implementation), x, tensor)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The static side of a product, which the backward pass needs too."""
+
+    input_dtype: jnp.dtype
+    output_dtype: jnp.dtype
+    implementation: Implementation | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(implementation: Implementation | None, x: jax.Array, tensor: SparseTensor) -> jax.Array:
-    return dense(x, expand(tensor, implementation=implementation))
+def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
+    return dense(x, expand(tensor, implementation=how.implementation), output_dtype=how.output_dtype)
 
 
-def _forward(
-    implementation: Implementation | None, x: jax.Array, tensor: SparseTensor
-) -> tuple[jax.Array, SparseTensor]:
-    return _linear(implementation, x, tensor), tensor
+def _forward(how: _How, x: jax.Array, tensor: SparseTensor) -> tuple[jax.Array, SparseTensor]:
+    return _linear(how, x, tensor), tensor
 
 
-def _backward(
-    implementation: Implementation | None, tensor: SparseTensor, gradient: jax.Array
-) -> tuple[jax.Array, None]:
-    return dense(gradient, jnp.transpose(expand(tensor, implementation=implementation))), None
+def _backward(how: _How, tensor: SparseTensor, gradient: jax.Array) -> tuple[jax.Array, None]:
+    weight = expand(tensor, implementation=how.implementation)
+    return dense(gradient, weight.T, output_dtype=how.input_dtype), None
 
 
 _linear.defvjp(_forward, _backward)

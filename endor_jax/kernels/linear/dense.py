@@ -8,19 +8,24 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
-def dense(x: Float[Array, "*batch inputs"], weight: Float[Array, "outputs inputs"]) -> Float[Array, "*batch outputs"]:
-    """x @ weight.T in x's dtype; products are summed in float32 whatever the dtypes.
+def dense(
+    x: Float[Array, "*batch inputs"],
+    weight: Float[Array, "outputs inputs"],
+    *,
+    output_dtype: jnp.dtype | None = None,
+) -> Float[Array, "*batch outputs"]:
+    """x @ weight.T in `output_dtype` (x's own by default); products are summed in float32 whatever the dtypes.
 
     On CPU both sides are widened first: the same sum, and XLA's bfloat16 matrix-vector product there is 30
     times slower than its float32 one. The widening fuses into whatever produces `weight`.
     """
+    result = x.dtype if output_dtype is None else output_dtype
 
     def contract(x: jax.Array, weight: jax.Array) -> jax.Array:
         axes = (((x.ndim - 1,), (1,)), ((), ()))
-        return lax.dot_general(x, weight, axes, preferred_element_type=jnp.float32).astype(x.dtype)
+        return lax.dot_general(x, weight, axes, preferred_element_type=jnp.float32).astype(result)
 
     def widened(x: jax.Array, weight: jax.Array) -> jax.Array:
-        wide = contract(x.astype(jnp.float32), weight.astype(jnp.float32))
-        return wide.astype(x.dtype)
+        return contract(x.astype(jnp.float32), weight.astype(jnp.float32))
 
     return lax.platform_dependent(x, weight, cpu=widened, default=contract)

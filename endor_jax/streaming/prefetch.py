@@ -15,7 +15,7 @@ import numpy as np
 
 from endor_jax.errors import EndorError, StreamError
 from endor_jax.store.manifest import Part
-from endor_jax.stream.ring import Ring
+from endor_jax.streaming.ring import Ring
 
 READERS = 2
 """Reader threads: one reads while the other verifies or waits for a slot."""
@@ -52,7 +52,9 @@ class Prefetcher:
 
     def _run(self) -> None:
         while True:
-            with self._turn:  # slots are given out in the order of tickets, or a late part could starve an early one
+            with (
+                self._turn
+            ):  # slots are given out in the order of tickets, or a late part could starve an early one
                 slot = self._ring.acquire()
                 if slot is None:
                     return

@@ -14,10 +14,10 @@ from endor_jax.format.record import Record
 from endor_jax.format.tree import rebuild, rebuild_like
 from endor_jax.store.manifest import Signature
 from endor_jax.store.reader import Checkpoint
-from endor_jax.stream.budget import budgets
-from endor_jax.stream.executor import Executor, Streamable
-from endor_jax.stream.plan import DEPTH, FixedCosts, make_plan
-from endor_jax.stream.step import LayerFunction, make_step
+from endor_jax.streaming.budget import budgets
+from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.plan import DEPTH, FixedCosts, make_plan
+from endor_jax.streaming.step import LayerFunction, make_step
 
 
 class Stream:
@@ -46,7 +46,10 @@ class Stream:
         new = list(states) if states is not None else [None] * count
         if len(new) != count:
             raise InvalidInputError(
-                "stream", got=f"{len(new)} states", expected=f"{count}, one per layer", fix="pass one per layer"
+                "stream",
+                got=f"{len(new)} states",
+                expected=f"{count}, one per layer",
+                fix="pass one per layer",
             )
 
         def step(index: int, record: Record) -> Any:
@@ -112,7 +115,9 @@ def stream(
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
     plan = make_plan(
         [record.demand for record in records],
-        fixed=FixedCosts(device=(("expanded layer", max(s.layout.dense_bytes for s in manifest.signatures)),)),
+        fixed=FixedCosts(
+            device=(("expanded layer", max(s.layout.dense_bytes for s in manifest.signatures)),)
+        ),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         depth=depth,

@@ -16,11 +16,11 @@ from endor_jax.format.layout import RecordLayout
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
-from endor_jax.stream.plan import Demand, Plan
-from endor_jax.stream.prefetch import Prefetcher, Wanted, closed_error
-from endor_jax.stream.ring import Ring, aligned_buffer
-from endor_jax.stream.schedule import one_pass, prologue
-from endor_jax.stream.transfer import put
+from endor_jax.streaming.plan import Demand, Plan
+from endor_jax.streaming.prefetch import Prefetcher, Wanted, closed_error
+from endor_jax.streaming.ring import Ring, aligned_buffer
+from endor_jax.streaming.schedule import one_pass, prologue
+from endor_jax.streaming.transfer import put
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ class Executor:
         from_disk = [record for record, tier in zip(self._records, plan.tiers, strict=True) if tier == "disk"]
         order = [Wanted(record.name, part) for record in from_disk for part in record.parts]
         self._ring = Ring(plan.slots, plan.slot_bytes)
-        self._prefetcher = Prefetcher(order, self._ring, read=lambda part, into: checkpoint.read_part(part, into=into))
+        self._prefetcher = Prefetcher(
+            order, self._ring, read=lambda part, into: checkpoint.read_part(part, into=into)
+        )
         self._started = False
 
     def _load_resident(self, record: Streamable) -> tuple[jax.Array, ...]:
@@ -161,4 +163,3 @@ def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarra
     for part, buffer in zip(parts, buffers, strict=True):
         checkpoint.read_part(part, into=buffer)
     return buffers
-

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from endor_jax.errors import DoesNotFitError
-from endor_jax.stream.sizes import format_size
+from endor_jax.streaming.sizes import format_size
 
 Tier = Literal["device", "host", "disk"]
 
@@ -186,9 +186,7 @@ def make_plan(
 def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
     """`count` of the indices, evenly spaced."""
     total = len(indices)
-    return tuple(
-        index for i, index in enumerate(indices) if (i + 1) * count // total > i * count // total
-    )
+    return tuple(index for i, index in enumerate(indices) if (i + 1) * count // total > i * count // total)
 
 
 def _largest_spread(indices: Sequence[int], fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:

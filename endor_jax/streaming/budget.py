@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from endor_jax.stream.sizes import parse_size
+from endor_jax.streaming.sizes import parse_size
 
 FREE_SHARE = 0.9
 """Share of the free memory that a default budget takes."""

@@ -1,0 +1,1 @@
+"""Source → prune → encode → store, and back."""

@@ -1,0 +1,195 @@
+"""A conversion: source → prune → encode → store, one record at a time.
+
+First a survey: every role (tensor name and shape) is sampled in three layers, as it will be stored, and gets
+one codec for the whole checkpoint. Then each record is read, prepared, encoded and written; memory holds one
+record, or the largest single tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from endor_jax import models
+from endor_jax.arrays import FLOAT_FORMATS, array_bytes
+from endor_jax.conversion.prepare import prepare
+from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.format.layout import RecordLayout, TensorSpec, matrix_shape, plan_layout
+from endor_jax.format.values import Codec
+from endor_jax.sources.mapping import Place, locate
+from endor_jax.sources.opening import open_source
+from endor_jax.sources.source import Source
+from endor_jax.store.manifest import Manifest
+from endor_jax.store.save import codec_for, layout_for
+from endor_jax.store.writer import CheckpointWriter
+from endor_jax.version import VERSION
+
+SAMPLE_ROWS = 4096
+"""Rows of a tensor that the codec choice looks at: enough for a byte count within a fraction of a percent."""
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, dense bytes done, dense bytes in all)"""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a conversion will write: source names by place, record by record, and a layout for each record."""
+
+    names: dict[str, dict[str, str]]
+    layouts: dict[str, RecordLayout]
+    dense_bytes: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did. dense_bytes: all tensors in the dtype they are stored in."""
+
+    path: Path
+    manifest: Manifest
+    dense_bytes: int
+    negative_zeros: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all parts."""
+        return self.manifest.stored_bytes
+
+
+def run_conversion(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    settings: ConvertSettings,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Converts `source` to a checkpoint at `destination`; see `endor_jax.conversion.api.convert`."""
+    report = progress or (lambda what, done, total: None)
+    with open_source(Path(source)) as opened:
+        models.from_hf(opened.config)  # refuses what the model code does not know, before anything is written
+        plan = survey(opened, settings, report)
+        writer = CheckpointWriter(destination)
+        config = _config(opened, settings)
+        for name, data in (opened.files() | {"config.json": json.dumps(config, indent=2).encode()}).items():
+            writer.write_file(name, data)
+        done = negative_zeros = 0
+        for record, tensors in plan.names.items():
+            report(f"encoding {record}", done, plan.dense_bytes)
+            arrays: dict[str, np.ndarray] = {}
+            for tensor, name in tensors.items():
+                prepared = prepare(opened, name, Place(record, tensor), settings=settings)
+                arrays[tensor] = prepared.array
+                negative_zeros += prepared.negative_zeros
+            writer.write_record(record, plan.layouts[record], arrays)
+            done += sum(array.nbytes for array in arrays.values())
+        report("done", done, plan.dense_bytes)
+        made = {
+            "by": f"endor_jax {VERSION}",
+            "source": str(opened.path.resolve()),
+            "settings": asdict(settings),
+            "negative_zeros": negative_zeros,
+        }
+        manifest = writer.finish(model=config, made=made)
+    return Conversion(Path(destination), manifest, plan.dense_bytes, negative_zeros)
+
+
+def survey(source: Source, settings: ConvertSettings, report: Progress) -> Survey:
+    """Finds all tensors, chooses a codec per role and lays every record out. Reads only the samples."""
+    names: dict[str, dict[str, str]] = {}
+    for place, name in locate(source).items():
+        names.setdefault(place.record, {})[place.tensor] = name
+    total = sum(
+        array_bytes(*_stored(source, name, settings)) for named in names.values() for name in named.values()
+    )
+    sampled = _sampled_records(list(names))
+    codecs: dict[tuple[str, str, tuple[int, ...], str], Codec | None] = {}
+    for record, tensors in names.items():
+        for tensor, name in tensors.items():
+            shape, dtype = _stored(source, name, settings)
+            role = (_kind(record), tensor, shape, dtype)
+            if role in codecs:
+                continue
+            report(f"choosing codecs: {_kind(record)} {tensor}", 0, total)
+            samples = [
+                _sample(prepare(source, names[r][tensor], Place(r, tensor), settings=settings).array)
+                for r in sampled[_kind(record)]
+                if tensor in names[r] and _stored(source, names[r][tensor], settings) == (shape, dtype)
+            ] or [_sample(prepare(source, name, Place(record, tensor), settings=settings).array)]
+            codecs[role] = codec_for(samples, settings.values)
+    specs = {
+        record: {
+            tensor: TensorSpec(shape, dtype, codecs[_kind(record), tensor, shape, dtype])
+            for tensor, name in tensors.items()
+            for shape, dtype in [_stored(source, name, settings)]
+        }
+        for record, tensors in names.items()
+    }
+    return Survey(names, layouts(specs), total)
+
+
+def layouts(specs: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, RecordLayout]:
+    """A layout per record; vocabulary matrices are cut into blocks no larger than the largest layer part."""
+    result = {record: layout_for(tensors) for record, tensors in specs.items()}
+    layer_bytes = max(
+        sum(_bound_bytes(spec) for spec in tensors.values()) // result[record].parts
+        for record, tensors in specs.items()
+        if _kind(record) == "layers"
+    )
+    for record in ("embedding", "head"):
+        if record in specs:
+            size = sum(_bound_bytes(spec) for spec in specs[record].values())
+            blocks = max(result[record].parts, -(-size // layer_bytes))
+            result[record] = plan_layout(specs[record], parts=blocks)
+    return result
+
+
+def _bound_bytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor's fields if all were stored; its own bytes if it is dense."""
+    if spec.codec is None:
+        return array_bytes(spec.shape, spec.dtype)
+    rows, columns = matrix_shape(spec.shape)
+    bits = spec.codec.field_bits(FLOAT_FORMATS[spec.dtype])
+    return rows * columns * bits // 8
+
+
+def _config(source: Source, settings: ConvertSettings) -> dict[str, Any]:
+    """The model's config, telling the dtype that its weights are stored in."""
+    if settings.dtype is None:
+        return source.config
+    key = "torch_dtype" if "torch_dtype" in source.config else "dtype"
+    return source.config | {key: settings.dtype}
+
+
+def _stored(source: Source, name: str, settings: ConvertSettings) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype that a tensor will have in the checkpoint."""
+    info = source.tensors[name]
+    floating = info.dtype in FLOAT_FORMATS
+    return info.shape, settings.dtype if settings.dtype and floating else info.dtype
+
+
+def _sampled_records(records: list[str]) -> dict[str, list[str]]:
+    """By kind of record, those whose tensors stand for all: the first, the middle and the last."""
+    kinds: dict[str, list[str]] = {}
+    for record in records:
+        kinds.setdefault(_kind(record), []).append(record)
+    return {
+        kind: list(dict.fromkeys([group[0], group[len(group) // 2], group[-1]]))
+        for kind, group in kinds.items()
+    }
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    """At most SAMPLE_ROWS rows of a matrix, evenly spaced; anything else as it is."""
+    if array.ndim != 2 or array.shape[0] <= SAMPLE_ROWS:
+        return array
+    return array[:: -(-array.shape[0] // SAMPLE_ROWS)]
+
+
+def _kind(record: str) -> str:
+    """ "layers" for "layers.3"; other records are their own kind."""
+    return record.split(".")[0]

@@ -1,0 +1,1 @@
+"""Tokens from a streamed model."""

@@ -1,0 +1,236 @@
+"""`load` and Model: a language model whose weights stay compressed and stream through the device."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from endor_jax import models
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.record import Record
+from endor_jax.generate.embedding import Embedding
+from endor_jax.generate.placement import geometry, head_record, pass_records, plan_model
+from endor_jax.generate.runner import Runner, advance, score
+from endor_jax.generate.sampling import Sampler, sample
+from endor_jax.generate.statistics import Statistics, peak_device_bytes, peak_host_bytes
+from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming.budget import budgets
+from endor_jax.streaming.executor import Executor, read_parts
+from endor_jax.streaming.plan import DEPTH
+from endor_jax.streaming.transfer import put
+from endor_jax.text import StreamingDecoder, Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token. `text` is what became certain with it; empty while a character is incomplete."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole generation: text and ids of what was generated, without the prompt, and what it took."""
+
+    text: str
+    token_ids: list[int]
+    statistics: Statistics
+
+
+class Model:
+    """A loaded model; made by `load`. One generation at a time; `close` is idempotent.
+
+    plan: where the records are and what they take. tokenizer: None if the checkpoint has none; prompts are
+    token ids then. statistics: of the latest generation.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, runner: Runner, tokenizer: Tokenizer | None):
+        self._checkpoint, self._runner = checkpoint, runner
+        self.tokenizer = tokenizer
+        self.plan = runner.executor.plan
+        self.statistics: Statistics | None = None
+
+    def generate(
+        self, prompt: str | Sequence[int], *, max_tokens: int = 100, sampler: Sampler | None = None
+    ) -> Iterator[Token]:
+        """Yields tokens as they come, up to and with an end-of-text token, at most `max_tokens`.
+
+        prompt: text, taken as it is (no chat template), or token ids. sampler: greedy by default.
+        Raises InvalidInputError if prompt and max_tokens exceed the context, or for text without a tokenizer.
+        """
+        ids = self._ids(prompt)
+        self._check_room(len(ids), max_tokens)
+        return self._generate(ids, max_tokens, sampler or Sampler())
+
+    def _generate(self, ids: list[int], max_tokens: int, sampler: Sampler) -> Iterator[Token]:
+        random = np.random.default_rng(sampler.seed)
+        decoder = StreamingDecoder(self.tokenizer, prompt_ids=ids) if self.tokenizer else None
+        ends = self.tokenizer.eos_ids if self.tokenizer else frozenset[int]()
+        caches = [self._runner.new_cache() for _ in range(self._runner.layers)]
+        clock = time.perf_counter()
+        logits = advance(self._runner, caches, ids, start=0)
+        prompt_seconds, clock = time.perf_counter() - clock, time.perf_counter()
+        waited = 0.0  # what the consumer does between tokens is not ours
+        for count in range(1, max_tokens + 1):
+            token = sample(logits, sampler, random)
+            last = count == max_tokens or token in ends
+            self._record(len(ids), prompt_seconds, count, time.perf_counter() - clock - waited)
+            text = (decoder.feed(token) + (decoder.finish() if last else "")) if decoder else ""
+            left = time.perf_counter()
+            yield Token(token, text)
+            waited += time.perf_counter() - left
+            if last:
+                return
+            logits = advance(self._runner, caches, [token], start=len(ids) + count - 1)
+
+    def complete(
+        self, prompt: str | Sequence[int], *, max_tokens: int = 100, sampler: Sampler | None = None
+    ) -> Completion:
+        """All tokens of `generate` at once, with statistics."""
+        tokens = list(self.generate(prompt, max_tokens=max_tokens, sampler=sampler))
+        assert self.statistics is not None
+        return Completion(
+            "".join(token.text for token in tokens), [token.id for token in tokens], self.statistics
+        )
+
+    def logits(
+        self, token_ids: Sequence[Sequence[int]] | np.ndarray
+    ) -> Float[np.ndarray, "batch length vocabulary"]:
+        """Float32 logits at every position of (batch, length) token ids, in one pass over the layers.
+
+        Raises InvalidInputError for an empty or ragged batch, or one longer than the context.
+        """
+        batch = [[int(token) for token in row] for row in token_ids]
+        if len({len(row) for row in batch}) != 1:
+            raise InvalidInputError(
+                "token ids",
+                got=f"sequences of lengths {sorted({len(row) for row in batch})}",
+                expected="one length",
+                fix="score sequences of different lengths in separate calls",
+            )
+        return score(self._runner, batch)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read from disk so far."""
+        return self._checkpoint.bytes_read
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes copied to the device so far."""
+        return self._runner.executor.bytes_transferred
+
+    def _record(self, prompt_tokens: int, prompt_seconds: float, generated: int, seconds: float) -> None:
+        self.statistics = Statistics(
+            prompt_tokens,
+            prompt_seconds,
+            generated,
+            seconds,
+            self.bytes_read,
+            self.bytes_transferred,
+            peak_host_bytes(),
+            peak_device_bytes(jax.local_devices()[0]),
+        )
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if self.tokenizer is None:
+            raise InvalidInputError(
+                f"checkpoint {self._checkpoint.path}",
+                got="a text prompt",
+                expected="token ids, because there is no tokenizer.json",
+                fix="put tokenizer.json beside the source and convert again, or pass ids",
+            )
+        return self.tokenizer.encode(prompt)
+
+    def _check_room(self, prompt_tokens: int, max_tokens: int) -> None:
+        room = min(self._runner.shape.context, self._runner.decoder.config.max_positions)
+        if max_tokens < 1 or prompt_tokens + max_tokens > room:
+            raise InvalidInputError(
+                "generation",
+                got=f"{prompt_tokens} prompt tokens and max_tokens {max_tokens}",
+                expected=f"at least 1 new token and at most {room} in all",
+                fix="shorten the prompt, lower max_tokens, or load with a larger context",
+            )
+
+    def close(self) -> None:
+        """Stops reading and frees the weights. Idempotent."""
+        self._runner.executor.close()
+        self._checkpoint.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device_memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    context: int | None = None,
+    depth: int = DEPTH,
+) -> Model:
+    """Opens a converted model and places its records.
+
+    device_memory, host_memory: budgets ("8GiB" or bytes), by default 90 % of what is free. context: most
+    tokens of prompt and generation together, by default the model's own limit, at most 2048. depth: records
+    whose transfer is issued ahead.
+    Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
+    """
+    device = jax.local_devices()[0]
+    checkpoint = Checkpoint(path)
+    manifest = checkpoint.manifest
+    if manifest.model is None:
+        raise InvalidInputError(
+            f"checkpoint {path}",
+            got="parameter trees without a model",
+            expected="a model written by `endor convert`",
+            fix="run it with endor.stream",
+        )
+    decoder = models.decoder(models.from_hf(manifest.model))
+    embedding_record = manifest.record("embedding")
+    embedding_layout = manifest.layout(embedding_record)["weight"]
+    shape = geometry(decoder.config, embedding_layout.dtype, context)
+    device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    plan = plan_model(
+        manifest, shape, device_budget_bytes=device_bytes, host_budget_bytes=host_bytes, depth=depth
+    )
+    held = read_parts(checkpoint, embedding_record.parts)
+    embedding = Embedding(tuple(buffer.view(np.uint32) for buffer in held), embedding_layout)
+    records = pass_records(manifest)
+    if head_record(manifest) == "embedding":
+        first = decoder.config.layers
+        records[first:] = [
+            replace(record, held=(buffer,)) for record, buffer in zip(records[first:], held, strict=True)
+        ]
+
+    def resident(name: str) -> Record | None:
+        if all(record.name != name for record in manifest.records):
+            return None
+        record = manifest.record(name)
+        buffers = read_parts(checkpoint, record.parts)
+        words = tuple(
+            put(b, part.buffer_bytes, device) for b, part in zip(buffers, record.parts, strict=True)
+        )
+        return Record(words, manifest.layout(record))
+
+    final = resident("final")
+    assert final is not None
+    executor = Executor(checkpoint, records, plan=plan, device=device)
+    runner = Runner(decoder, executor, shape, embedding, resident("stem"), final)
+    tokenizer = load_tokenizer(checkpoint.path) if "tokenizer.json" in manifest.files else None
+    return Model(checkpoint, runner, tokenizer)

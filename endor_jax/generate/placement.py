@@ -1,0 +1,139 @@
+"""What a model asks of memory: its records in the order of a pass, and what is needed whatever the tiers are.
+
+Works on stored parts and on estimated ones alike, so a plan can be had before anything is converted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from endor_jax.arrays import array_bytes, dtype_from_name, round_up
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
+from endor_jax.models import LlamaConfig, OptConfig
+from endor_jax.store.manifest import Manifest
+from endor_jax.streaming.executor import Streamable
+from endor_jax.streaming.plan import DEPTH, FixedCosts, Plan, make_plan
+
+CHUNK = 128
+"""Prompt tokens that pass through a layer at once; longer prompts go chunk by chunk, layer-major."""
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What fixes the sizes of a model's activations: its config, compute dtype and context length in tokens."""
+
+    config: LlamaConfig | OptConfig
+    dtype: str
+    context: int
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of all layers for one sequence."""
+        config = self.config
+        shape = (config.layers, 2, self.context, config.kv_heads, config.head_dim)
+        return array_bytes(shape, self.dtype)
+
+
+def geometry(config: LlamaConfig | OptConfig, dtype: str, context: int | None) -> Geometry:
+    """The geometry for a context length (default: the model's own, at most 2048), rounded up to whole chunks.
+
+    Raises InvalidInputError if the model has no positions for it.
+    """
+    asked = min(config.max_positions, DEFAULT_CONTEXT) if context is None else context
+    if not 0 < asked <= config.max_positions:
+        raise InvalidInputError(
+            "context length",
+            got=f"{asked} tokens",
+            expected=f"1 to {config.max_positions}, the positions that the model was made for",
+            fix="ask for fewer",
+        )
+    return Geometry(config, dtype, round_up(asked, CHUNK))
+
+
+def part_views(layout: RecordLayout) -> RecordLayout:
+    """The layout of one part of a cut record taken as a record of its own: a block of rows."""
+
+    def one(tensor: FieldLayout | DenseLayout) -> FieldLayout | DenseLayout:
+        if isinstance(tensor, DenseLayout) or layout.parts == 1:
+            return tensor
+        return replace(tensor, shape=(tensor.rows, tensor.columns))
+
+    return replace(layout, parts=1, tensors=tuple((name, one(tensor)) for name, tensor in layout.tensors))
+
+
+def head_record(manifest: Manifest) -> str:
+    """The record that the output head is stored in: the embedding, where they are tied."""
+    return "head" if any(record.name == "head" for record in manifest.records) else "embedding"
+
+
+def pass_records(manifest: Manifest) -> list[Streamable]:
+    """Records of one pass in order: the layers, then the head, one block of vocabulary rows at a time."""
+    layers = [record for record in manifest.records if record.name.startswith("layers.")]
+    records = [Streamable(record.name, record.parts, manifest.layout(record)) for record in layers]
+    head = manifest.record(head_record(manifest))
+    block = part_views(manifest.layout(head))
+    return records + [
+        Streamable(f"{head.name} block {i}", (part,), block) for i, part in enumerate(head.parts)
+    ]
+
+
+def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
+    """Memory that a model takes wherever its layers are; all bounds, from shapes alone."""
+    config = shape.config
+    records = {record.name: record for record in manifest.records}
+    ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
+    item = dtype_from_name(shape.dtype).itemsize
+    positions = shape.context * config.hidden_size * item
+    # One chunk: scores of all heads and their softmax, and the widest rows of the MLP, in float32.
+    chunk = (
+        4 * CHUNK * (2 * config.heads * shape.context + 4 * (config.intermediate_size + config.hidden_size))
+    )
+    logits = 2 * 4 * config.vocabulary_size
+    device = (
+        ("KV cache", shape.cache_bytes),
+        ("stem and final", ends),
+        ("activations", positions + chunk + logits),
+        ("expanded weights", expanded_bytes(manifest)),
+    )
+    held = sum(part.buffer_bytes for part in records["embedding"].parts)
+    return FixedCosts(device=device, host=(("token embedding", held),))
+
+
+def expanded_bytes(manifest: Manifest) -> int:
+    """Room for expanding inside a step: XLA frees each dense matrix after its product.
+
+    Three of the largest at once (the next one is expanded while one is in use), each as its elements and, on
+    CPU, widened to float32.
+    """
+    matrices = [
+        array_bytes((tensor.rows, tensor.columns), tensor.dtype) + 4 * tensor.rows * tensor.columns
+        for signature in manifest.signatures
+        for _, tensor in signature.layout.tensors
+        if isinstance(tensor, FieldLayout)
+    ]
+    return 3 * max(matrices, default=0)
+
+
+def plan_model(
+    manifest: Manifest,
+    shape: Geometry,
+    *,
+    device_budget_bytes: int,
+    host_budget_bytes: int,
+    depth: int = DEPTH,
+) -> Plan:
+    """The plan for generating with a model. Raises DoesNotFitError."""
+    tied = head_record(manifest) == "embedding"
+    records = pass_records(manifest)
+    demands = [
+        replace(record.demand, host_held=tied and record.name.startswith("embedding")) for record in records
+    ]
+    return make_plan(
+        demands,
+        fixed=fixed_costs(manifest, shape),
+        device_budget_bytes=device_budget_bytes,
+        host_budget_bytes=host_budget_bytes,
+        depth=depth,
+    )

@@ -1,0 +1,1 @@
+"""Which weights to keep: pure functions on arrays, no model knowledge."""
