@@ -1,0 +1,21 @@
+"""Decoder models: Flax NNX modules behind pure functions of their parameters, no checkpoint knowledge."""
+
+from endor_jax.models.cache import KVCache
+from endor_jax.models.cache import create as create_cache
+from endor_jax.models.config import LlamaConfig, OptConfig, from_hf
+from endor_jax.models.decoder import Decoder, Params, block, decoder, final, stem, tapped_block
+
+__all__ = [
+    "Decoder",
+    "KVCache",
+    "LlamaConfig",
+    "OptConfig",
+    "Params",
+    "block",
+    "create_cache",
+    "decoder",
+    "final",
+    "from_hf",
+    "stem",
+    "tapped_block",
+]

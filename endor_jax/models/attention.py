@@ -1,0 +1,90 @@
+"""Causal attention over a preallocated cache, with grouped queries and, where a theta is given, RoPE.
+
+Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245);
+RoPE, Su et al. 2021 (arXiv 2104.09864), in Hugging Face's order: element i pairs with i + head_dim/2.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from endor_jax.models import cache as kv_cache
+from endor_jax.models.cache import KVCache
+from endor_jax.models.linear import Linear
+
+
+class Attention(nnx.Module):
+    """Self-attention with its four projections; query head h reads key-value head h // (heads / kv_heads)."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        bias: bool,
+        rope_theta: float | None = None,
+    ):
+        self.head_dim = head_dim
+        self.rope_theta = rope_theta
+        self.query = Linear(hidden_size, heads * head_dim, bias=bias)
+        self.key = Linear(hidden_size, kv_heads * head_dim, bias=bias)
+        self.value = Linear(hidden_size, kv_heads * head_dim, bias=bias)
+        self.output = Linear(heads * head_dim, hidden_size, bias=bias)
+
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
+        """The mixed x, and the cache with positions start, ..., start + time − 1 written."""
+        batch, time, _ = x.shape
+        positions = start + jnp.arange(time, dtype=start.dtype)
+        query, key, value = (
+            projection(x).reshape(batch, time, -1, self.head_dim)
+            for projection in (self.query, self.key, self.value)
+        )
+        if self.rope_theta is not None:
+            query = rotate(query, positions, theta=self.rope_theta)
+            key = rotate(key, positions, theta=self.rope_theta)
+        cache = kv_cache.write(cache, key, value, start)
+        mixed = attend(query, cache, positions)
+        return self.output(mixed.reshape(batch, time, -1)), cache
+
+
+def rotate(
+    x: Float[Array, "batch time heads head_dim"], positions: Int[Array, " time"], *, theta: float
+) -> Float[Array, "batch time heads head_dim"]:
+    """RoPE: the pair (x[i], x[i + head_dim/2]) turned by position · theta^(−2i/head_dim), in x's dtype.
+
+    Angles, sines and the turn itself are float32: a bfloat16 angle is off by radians from position 512 on.
+    """
+    half = x.shape[-1] // 2
+    frequencies = np.power(theta, -np.arange(half) / half).astype(np.float32)
+    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None, :]
+    cosine, sine = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, " time"]
+) -> Float[Array, "batch time heads head_dim"]:
+    """softmax(q · k / √head_dim) · v over the cached positions up to each query's own, in query's dtype.
+
+    Scores and softmax are float32. Every query sees at least itself, so no row of scores is empty.
+    """
+    batch, time, heads, head_dim = query.shape
+    capacity, kv_heads = cache.keys.shape[1:3]
+    grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)
+    keys, values = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, keys, preferred_element_type=jnp.float32)
+    seen = jnp.arange(capacity, dtype=positions.dtype)[None, :] <= positions[:, None]
+    scores = jnp.where(seen[None, None, None], scores * head_dim**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, values, preferred_element_type=jnp.float32)
+    return mixed.reshape(query.shape).astype(query.dtype)

@@ -1,0 +1,95 @@
+"""KVCache: the keys and values of the positions that one layer has seen, preallocated.
+
+One cache per layer, because layers pass through the device one at a time. Its size never changes, so that one
+compiled step serves every position; what lies beyond the position of a query is masked, not cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import GetAttrKey
+from jaxtyping import Array, Float, Int
+
+from endor_jax.errors import InvalidInputError
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class KVCache:
+    """Keys and values of one layer, a pytree; entry i of the second axis belongs to position i.
+
+    Entries at positions not yet reached are undefined but finite.
+    """
+
+    keys: Float[Array, "batch capacity kv_heads head_dim"]
+    values: Float[Array, "batch capacity kv_heads head_dim"]
+
+    @property
+    def capacity(self) -> int:
+        """The number of positions that fit."""
+        return self.keys.shape[1]
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
+        """For jax: both arrays are leaves."""
+        return ((GetAttrKey("keys"), self.keys), (GetAttrKey("values"), self.values)), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: Sequence[Any]) -> KVCache:
+        """For jax, which also puts shapes, shardings and numbers where arrays were: nothing is checked."""
+        cache = object.__new__(cls)
+        for name, leaf in zip(("keys", "values"), leaves, strict=True):
+            object.__setattr__(cache, name, leaf)
+        return cache
+
+
+def create(
+    *, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: np.dtype | type | str
+) -> KVCache:
+    """An empty cache for `batch` sequences of up to `capacity` positions, in `dtype` (that of x).
+
+    A prompt that is cut into chunks is written in whole chunks: capacity has to cover the padding of the last
+    one. Raises InvalidInputError unless all sizes are at least 1.
+    """
+    shape = (batch, capacity, kv_heads, head_dim)
+    if min(shape) < 1:
+        raise InvalidInputError(
+            "key-value cache",
+            got=f"batch {batch}, capacity {capacity}, kv_heads {kv_heads}, head_dim {head_dim}",
+            expected="every size at least 1",
+            fix="ask for at least one sequence and one position",
+        )
+    # Two buffers, not one twice: a caller may donate them.
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def write(
+    cache: KVCache,
+    keys: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads head_dim"],
+    start: Int[Array, ""],
+) -> KVCache:
+    """The cache with positions start, ..., start + time − 1 replaced, in the cache's dtype.
+
+    start + time must not exceed capacity. That cannot be seen while tracing, and the write would then move
+    down to fit, over older positions: whoever chooses the capacity sees to it. Raises InvalidInputError if
+    time alone exceeds it.
+    """
+    if keys.shape[1] > cache.capacity:
+        raise InvalidInputError(
+            "key-value cache",
+            got=f"{keys.shape[1]} positions to write",
+            expected=f"at most its capacity of {cache.capacity}",
+            fix="create the cache with a capacity for the prompt, padded to whole chunks, and the new tokens",
+        )
+    keys, values = (new.astype(old.dtype) for new, old in ((keys, cache.keys), (values, cache.values)))
+    return KVCache(
+        lax.dynamic_update_slice_in_dim(cache.keys, keys, start, axis=1),
+        lax.dynamic_update_slice_in_dim(cache.values, values, start, axis=1),
+    )

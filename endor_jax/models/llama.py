@@ -1,0 +1,95 @@
+"""The Llama family: stem, block and final part, in the order x passes through them.
+
+Source: Touvron et al. 2023 (arXiv 2307.09288) as transformers' modeling_llama computes it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from endor_jax.models.attention import Attention
+from endor_jax.models.cache import KVCache
+from endor_jax.models.config import LlamaConfig
+from endor_jax.models.linear import Linear
+from endor_jax.models.parameter import array
+
+
+class LlamaStem(nnx.Module):
+    """Nothing, and no parameters: positions come from RoPE inside the blocks."""
+
+    def __init__(self, config: LlamaConfig):
+        del config
+
+    def __call__(
+        self, rows: Float[Array, "batch time hidden"], start: Int[Array, ""]
+    ) -> Float[Array, "batch time hidden"]:
+        """x is the embedding rows."""
+        return rows
+
+
+class LlamaBlock(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LlamaConfig):
+        self.attention_norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
+        self.attention = Attention(
+            hidden_size=config.hidden_size,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            bias=config.attention_bias,
+            rope_theta=config.rope_theta,
+        )
+        self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
+        """The next x, and the cache with the new positions written."""
+        mixed, cache = self.attention(self.attention_norm(x), cache, start)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class LlamaFinal(nnx.Module):
+    """The norm in front of the output head."""
+
+    def __init__(self, config: LlamaConfig):
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
+
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
+        """What the output head multiplies."""
+        return self.norm(x)
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean(x²) + epsilon) · scale, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, size: int, *, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((size,)))
+
+    def __call__(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time size"]:
+        """The normalised x in x's dtype."""
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        scale = array(self.scale).astype(jnp.float32)[None, None]
+        return (wide * lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool):
+        self.gate = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down = Linear(intermediate_size, hidden_size, bias=bias)
+
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
+        """The gated product in x's dtype."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

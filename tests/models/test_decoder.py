@@ -1,0 +1,206 @@
+"""Decoder: names and shapes, chunks against single tokens, trace counts, refused parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from endor_jax import models
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.encode import encode_array, encode_record
+from endor_jax.format.layout import TensorSpec, plan_layout
+from endor_jax.format.record import Record
+from endor_jax.format.values import parse_codec
+
+IDS = np.random.default_rng(7).integers(0, 61, size=(2, 23))
+START = jnp.asarray(0, jnp.int32)
+# A decoder is hashable, so it may be static.
+BLOCK = jax.jit(models.block, static_argnums=0)
+
+
+@pytest.mark.parametrize("config", ["llama"], indirect=True)
+def test_names_and_shapes_llama(config):
+    decoder = models.decoder(config)
+    assert decoder.stem_shapes == {}
+    assert decoder.final_shapes == {"norm.scale": (32,)}
+    assert decoder.block_shapes == {
+        "attention.key.bias": (16,),
+        "attention.key.weight": (16, 32),
+        "attention.output.bias": (32,),
+        "attention.output.weight": (32, 32),
+        "attention.query.bias": (32,),
+        "attention.query.weight": (32, 32),
+        "attention.value.bias": (16,),
+        "attention.value.weight": (16, 32),
+        "attention_norm.scale": (32,),
+        "mlp.down.bias": (32,),
+        "mlp.down.weight": (32, 48),
+        "mlp.gate.bias": (48,),
+        "mlp.gate.weight": (48, 32),
+        "mlp.up.bias": (48,),
+        "mlp.up.weight": (48, 32),
+        "mlp_norm.scale": (32,),
+    }
+    plain = models.decoder(dataclasses.replace(config, attention_bias=False, mlp_bias=False, head_dim=6))
+    assert not [name for name in plain.block_shapes if name.endswith("bias")]
+    assert plain.block_shapes["attention.query.weight"] == (24, 32)
+    assert plain.block_shapes["attention.output.weight"] == (32, 24)
+
+
+@pytest.mark.parametrize("config", ["opt"], indirect=True)
+def test_names_and_shapes_opt(config):
+    decoder = models.decoder(config)
+    assert decoder.stem_shapes == {"positions": (42, 32)}
+    assert decoder.final_shapes == {"norm.bias": (32,), "norm.scale": (32,)}
+    assert {name for name in decoder.block_shapes if not name.startswith("attention.")} == {
+        *("attention_norm.bias", "attention_norm.scale", "mlp_norm.bias", "mlp_norm.scale"),
+        *("mlp.up.weight", "mlp.up.bias", "mlp.down.weight", "mlp.down.bias"),
+    }
+    assert decoder.block_shapes["mlp.up.weight"] == (48, 32)
+
+
+def test_building_touches_no_device(config):
+    before = len(jax.live_arrays())
+    with jax.transfer_guard("disallow"):
+        decoder = models.decoder(dataclasses.replace(config, hidden_size=2**20, intermediate_size=2**22))
+    assert len(jax.live_arrays()) == before
+    assert decoder.block_shapes["mlp.up.weight"] == (2**22, 2**20)
+
+
+def test_equal_configs_make_equal_decoders(config):
+    one, other = models.decoder(config), models.decoder(dataclasses.replace(config))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.block.graphdef == other.block.graphdef
+    assert one != models.decoder(dataclasses.replace(config, heads=2, layers=1))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8])
+def test_chunks_agree_with_single_tokens(model, chunk: int):
+    whole = model.logits(IDS, model.caches(batch=2, capacity=23), start=0)
+    # The last chunk is padded with other tokens, past the end of the prompt.
+    padded = np.pad(IDS, ((0, 0), (0, -23 % chunk)), constant_values=3)
+    caches = model.caches(batch=2, capacity=padded.shape[1] + 4)
+    pieces = [
+        model.logits(padded[:, start : start + chunk], caches, start=start)
+        for start in range(0, padded.shape[1], chunk)
+    ]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1)[:, :23], whole, atol=1e-4)
+    # What the padding left in the caches is overwritten by the tokens that follow.
+    more = np.array([[4], [9]])
+    following = model.logits(more, caches, start=23)
+    again = model.logits(np.concatenate([IDS, more], axis=1), model.caches(batch=2, capacity=24), start=0)
+    np.testing.assert_allclose(following[:, 0], again[:, -1], atol=1e-4)
+
+
+def test_padding_beyond_the_last_position_moves_nothing(model):
+    # 40 positions in chunks of 16: the last chunk reaches to 48.
+    ids = np.random.default_rng(8).integers(0, 61, size=(1, 48))
+    caches = model.caches(batch=1, capacity=48)
+    pieces = [model.logits(ids[:, start : start + 16], caches, start=start) for start in (0, 16, 32)]
+    whole = model.logits(ids[:, :40], model.caches(batch=1, capacity=40), start=0)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1)[:, :40], whole, atol=1e-4)
+
+
+def test_one_trace_serves_all_layers_and_positions(model):
+    caches = model.caches(batch=2, capacity=32)
+    for start in (0, 8):
+        model.logits(IDS[:, start : start + 8], caches, start=start)
+    assert model.traces == {"stem": 1, "block": 1, "final": 1}
+    for start in range(16, 23):
+        model.logits(IDS[:, start : start + 1], caches, start=start)
+    assert model.traces == {"stem": 2, "block": 2, "final": 2}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_x_keeps_the_compute_dtype(model, dtype):
+    decoder, config = model.decoder, model.decoder.config
+    cache = models.create_cache(
+        batch=1, capacity=4, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=dtype
+    )
+    rows = jnp.ones((1, 4, config.hidden_size), dtype)
+    x = models.stem(decoder, model.stem, rows, START)
+    # Norms and biases may be stored in a wider dtype than the matrices.
+    params = {
+        name: value.astype(dtype) if value.ndim > 1 else value for name, value in model.layers[0].items()
+    }
+    x, cache = BLOCK(decoder, params, x, cache, START)
+    x = models.final(decoder, model.final, x)
+    assert x.dtype == cache.keys.dtype == dtype
+
+
+def test_compressed_parameters(model):
+    decoder, params = model.decoder, model.layers[0]
+    x = jnp.asarray(model.embedding[IDS])
+    expected, _ = BLOCK(decoder, params, x, model.caches(batch=2, capacity=23)[0], START)
+    tensors = {
+        name: encode_array(np.asarray(value), "raw") if value.ndim > 1 else value
+        for name, value in params.items()
+    }
+    y, _ = BLOCK(decoder, tensors, x, model.caches(batch=2, capacity=23)[0], START)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_views_of_a_record(model):
+    decoder, params = model.decoder, {name: np.asarray(value) for name, value in model.layers[0].items()}
+    layout = plan_layout(
+        {
+            name: TensorSpec(value.shape, "float32", parse_codec("raw") if value.ndim > 1 else None)
+            for name, value in params.items()
+        }
+    )
+    encoded = encode_record(layout, params)
+    record = Record(tuple(jnp.asarray(part) for part in encoded.parts), layout)
+
+    def layer(record, x, cache):
+        return models.block(decoder, {name: record[name] for name in record}, x, cache, START)
+
+    x = jnp.asarray(model.embedding[IDS])
+    y, _ = jax.jit(layer)(record, x, model.caches(batch=2, capacity=23)[0])
+    expected, _ = BLOCK(decoder, model.layers[0], x, model.caches(batch=2, capacity=23)[0], START)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_tapped_inputs(model):
+    decoder, params = model.decoder, model.layers[0]
+    x = jnp.asarray(model.embedding[IDS])
+    cache = model.caches(batch=2, capacity=23)[0]
+    tapped = jax.jit(lambda params, x, cache: models.tapped_block(decoder, params, x, cache, START))
+    y, _, inputs = tapped(params, x, cache)
+    matrices = {name: shape for name, shape in decoder.block_shapes.items() if len(shape) == 2}
+    assert {name: value.shape[-1] for name, value in inputs.items()} == {
+        name: shape[1] for name, shape in matrices.items()
+    }
+    np.testing.assert_allclose(y, BLOCK(decoder, params, x, cache, START)[0], atol=1e-5)
+    # The last product of a block, redone from what was tapped.
+    down = np.asarray(inputs["mlp.down.weight"]) @ np.asarray(params["mlp.down.weight"]).T
+    zeroed = {**params, "mlp.down.weight": jnp.zeros_like(params["mlp.down.weight"])}
+    rest, _ = BLOCK(decoder, zeroed, x, cache, START)
+    np.testing.assert_allclose(np.asarray(rest) + down, y, atol=1e-4)
+
+
+def test_wrong_names_are_listed(model):
+    params = dict(model.layers[0])
+    params["attention.q.weight"] = params.pop("attention.query.weight")
+    x, cache = jnp.asarray(model.embedding[IDS]), model.caches(batch=2, capacity=23)[0]
+    with pytest.raises(
+        InvalidInputError, match=r"block: .*missing attention\.query\.weight, unexpected attention\.q\."
+    ):
+        models.block(model.decoder, params, x, cache, START)
+    with pytest.raises(InvalidInputError, match=r"final: .*missing norm\..*unexpected none"):
+        models.final(model.decoder, {}, x)
+    with pytest.raises(InvalidInputError, match=r"stem: .*unexpected extra"):
+        models.stem(model.decoder, {**model.stem, "extra": START}, x, START)
+
+
+def test_transposed_matrix_is_refused(model):
+    params = {**model.layers[0], "mlp.up.weight": model.layers[0]["mlp.up.weight"].T}
+    x, cache = jnp.asarray(model.embedding[IDS]), model.caches(batch=2, capacity=23)[0]
+    with pytest.raises(
+        InvalidInputError, match=r"'mlp\.up\.weight'.*\(32, 48\).*\(48, 32\).*\(outputs, inputs\)"
+    ):
+        models.block(model.decoder, params, x, cache, START)

@@ -1,0 +1,66 @@
+"""KVCache: shapes, writes at a traced position, and its life as a pytree."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from endor_jax.errors import InvalidInputError
+from endor_jax.models import cache as kv_cache
+
+SIZES = {"batch": 2, "capacity": 7, "kv_heads": 3, "head_dim": 4}
+
+
+def test_create():
+    cache = kv_cache.create(**SIZES, dtype="bfloat16")
+    assert cache.keys.shape == cache.values.shape == (2, 7, 3, 4)
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    assert cache.capacity == 7
+    assert cache.keys.unsafe_buffer_pointer() != cache.values.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_create_needs_sizes(size: str):
+    with pytest.raises(InvalidInputError, match=f"{size} 0"):
+        kv_cache.create(**{**SIZES, size: 0}, dtype="float32")
+
+
+@pytest.mark.parametrize("start", [0, 3, 5])
+def test_write_replaces_its_positions_only(start: int):
+    keys, values = (np.full((2, 2, 3, 4), fill, np.float32) for fill in (1.0, 2.0))
+    cache = kv_cache.create(**SIZES, dtype="float32")
+    cache = jax.jit(kv_cache.write)(cache, keys, values, jnp.asarray(start, jnp.int32))
+    expected = np.zeros(7)
+    expected[start : start + 2] = 1
+    np.testing.assert_array_equal(np.asarray(cache.keys)[0, :, 0, 0], expected)
+    np.testing.assert_array_equal(np.asarray(cache.values)[1, :, 2, 3], 2 * expected)
+
+
+def test_write_keeps_the_dtype_of_the_cache():
+    new = jnp.ones((2, 1, 3, 4), jnp.float32)
+    cache = kv_cache.write(kv_cache.create(**SIZES, dtype="bfloat16"), new, new, jnp.asarray(0, jnp.int32))
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+
+
+def test_write_of_more_than_the_capacity():
+    new = jnp.ones((2, 8, 3, 4), jnp.float32)
+    with pytest.raises(InvalidInputError, match=r"8 positions.*capacity of 7"):
+        kv_cache.write(kv_cache.create(**SIZES, dtype="float32"), new, new, jnp.asarray(0, jnp.int32))
+
+
+def test_pytree():
+    cache = kv_cache.create(**SIZES, dtype="float32")
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(cache)]
+    assert paths == [".keys", ".values"]
+    shapes = jax.eval_shape(lambda: kv_cache.create(**SIZES, dtype="float32"))
+    assert (shapes.keys.shape, shapes.capacity) == ((2, 7, 3, 4), 7)
+    assert jax.tree.map(lambda leaf: leaf.size, cache).values == 2 * 7 * 3 * 4
+    assert all(buffer.is_deleted() for buffer in jax.tree.leaves(_donated(cache)))
+
+
+def _donated(cache: kv_cache.KVCache) -> kv_cache.KVCache:
+    new = jnp.ones((2, 1, 3, 4), jnp.float32)
+    jax.jit(kv_cache.write, donate_argnums=0)(cache, new, new, jnp.asarray(0, jnp.int32))
+    return cache
