@@ -17,16 +17,18 @@ from typing import Any
 import numpy as np
 
 from endor_jax import models
-from endor_jax.arrays import FLOAT_FORMATS, array_bytes
+from endor_jax.arrays import FLOAT_FORMATS, array_bytes, bits_of
+from endor_jax.conversion.estimate import estimate
+from endor_jax.conversion.layouts import record_layouts
 from endor_jax.conversion.prepare import prepare
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.format.layout import RecordLayout, TensorSpec, matrix_shape, plan_layout
+from endor_jax.format.layout import RecordLayout, TensorSpec
 from endor_jax.format.values import Codec
 from endor_jax.sources.mapping import Place, locate
 from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
 from endor_jax.store.manifest import Manifest
-from endor_jax.store.save import codec_for, layout_for
+from endor_jax.store.save import codec_for
 from endor_jax.store.writer import CheckpointWriter
 from endor_jax.version import VERSION
 
@@ -39,11 +41,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """What a conversion will write: source names by place, record by record, and a layout for each record."""
+    """What a conversion will write: source names by place, record by record, and a layout for each record.
+
+    sparsity: fraction of zeros in the samples of a role, by kind of record and tensor.
+    """
 
     names: dict[str, dict[str, str]]
     layouts: dict[str, RecordLayout]
+    sparsity: dict[tuple[str, str], float]
     dense_bytes: int
+
+    @property
+    def expected(self) -> Manifest:
+        """The manifest to expect, its part lengths estimated."""
+        return estimate(self.layouts, lambda record, tensor: self.sparsity[_kind(record), tensor])
+
+
+def survey_source(
+    source: str | os.PathLike[str], settings: ConvertSettings, progress: Progress | None = None
+) -> Survey:
+    """What `run_conversion` would do; reads samples, writes nothing. Raises as it does."""
+    with open_source(Path(source)) as opened:
+        models.from_hf(opened.config)
+        return survey(opened, settings, progress or (lambda what, done, total: None))
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,7 @@ def survey(source: Source, settings: ConvertSettings, report: Progress) -> Surve
     )
     sampled = _sampled_records(list(names))
     codecs: dict[tuple[str, str, tuple[int, ...], str], Codec | None] = {}
+    sparsity: dict[tuple[str, str], float] = {}
     for record, tensors in names.items():
         for tensor, name in tensors.items():
             shape, dtype = _stored(source, name, settings)
@@ -121,6 +142,8 @@ def survey(source: Source, settings: ConvertSettings, report: Progress) -> Surve
                 if tensor in names[r] and _stored(source, names[r][tensor], settings) == (shape, dtype)
             ] or [_sample(prepare(source, name, Place(record, tensor), settings=settings).array)]
             codecs[role] = codec_for(samples, settings.values)
+            nonzero = sum(int(np.count_nonzero(bits_of(sample))) for sample in samples)
+            sparsity[_kind(record), tensor] = 1 - nonzero / sum(sample.size for sample in samples)
     specs = {
         record: {
             tensor: TensorSpec(shape, dtype, codecs[_kind(record), tensor, shape, dtype])
@@ -129,32 +152,7 @@ def survey(source: Source, settings: ConvertSettings, report: Progress) -> Surve
         }
         for record, tensors in names.items()
     }
-    return Survey(names, layouts(specs), total)
-
-
-def layouts(specs: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, RecordLayout]:
-    """A layout per record; vocabulary matrices are cut into blocks no larger than the largest layer part."""
-    result = {record: layout_for(tensors) for record, tensors in specs.items()}
-    layer_bytes = max(
-        sum(_bound_bytes(spec) for spec in tensors.values()) // result[record].parts
-        for record, tensors in specs.items()
-        if _kind(record) == "layers"
-    )
-    for record in ("embedding", "head"):
-        if record in specs:
-            size = sum(_bound_bytes(spec) for spec in specs[record].values())
-            blocks = max(result[record].parts, -(-size // layer_bytes))
-            result[record] = plan_layout(specs[record], parts=blocks)
-    return result
-
-
-def _bound_bytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor's fields if all were stored; its own bytes if it is dense."""
-    if spec.codec is None:
-        return array_bytes(spec.shape, spec.dtype)
-    rows, columns = matrix_shape(spec.shape)
-    bits = spec.codec.field_bits(FLOAT_FORMATS[spec.dtype])
-    return rows * columns * bits // 8
+    return Survey(names, record_layouts(specs), sparsity, total)
 
 
 def _config(source: Source, settings: ConvertSettings) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The command line: one module per verb. Only this folder prints. What is heavy is imported when a verb runs."""

@@ -1,0 +1,74 @@
+"""Where output goes: results on stdout, everything else on stderr; machine output with --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Json = Annotated[bool, typer.Option("--json", help="Machine output on stdout, everything else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+DeviceMemory = Annotated[
+    str | None, typer.Option(help="Budget on the device, for example 8GiB. Default: 90 % of what is free.")
+]
+HostMemory = Annotated[
+    str | None, typer.Option(help="Budget in host memory, for example 32GiB. Default: 90 % of what is free.")
+]
+Checkpoint = Annotated[str, typer.Argument(help="A checkpoint directory.", metavar="DST")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a verb talks: as JSON or to a person, with how many words."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def notes(self) -> Console:
+        """For what is no result: stderr, or nowhere with --quiet."""
+        return Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+
+    @property
+    def results(self) -> Console:
+        """For people: stdout."""
+        return Console(highlight=False)
+
+    def text(self, text: str) -> None:
+        """Generated text as it comes: stdout, or stderr when stdout is for JSON."""
+        stream = sys.stderr if self.as_json else sys.stdout
+        if not (self.as_json and self.quiet):
+            stream.write(text)
+            stream.flush()
+
+    def detail(self, text: str) -> None:
+        """Something that only --verbose wants."""
+        if self.verbose:
+            self.notes.print(text)
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """The machine's result."""
+        sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar on stderr; yields the function that moves it: (what, done, total)."""
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.notes, disable=self.quiet, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -1,0 +1,108 @@
+"""`endor plan`: does it fit, and what moves where, before anything is loaded or even converted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from endor_jax.cli.console import DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from endor_jax.store.manifest import Manifest
+    from endor_jax.streaming.plan import Plan
+
+
+def command(
+    subject: Annotated[
+        str, typer.Argument(metavar="DST|SRC|config.json", help="A checkpoint, a source, or a config.json.")
+    ],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Of what is not converted yet: fraction of zeros in the layers.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of what is not converted yet. Default: its own.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")] = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which weights would live where, how many bytes move per token, and whether it fits."""
+    import jax
+
+    from endor_jax import models
+    from endor_jax.generate.placement import geometry, plan_model
+    from endor_jax.streaming.budget import budgets
+
+    output = Output(as_json, quiet, verbose)
+    manifest = _manifest(Path(subject), sparsity, dtype)
+    config = models.from_hf(manifest.model or {})
+    stored = manifest.layout(manifest.record("embedding"))["weight"].dtype
+    device_bytes, host_bytes = budgets(jax.local_devices()[0], device_memory, host_memory)
+    plan = plan_model(
+        manifest,
+        geometry(config, stored, context),
+        device_budget_bytes=device_bytes,
+        host_budget_bytes=host_bytes,
+    )
+    if as_json:
+        output.json(plan_values(plan) | {"stored_bytes": manifest.stored_bytes})
+    else:
+        output.results.print(repr(plan))
+
+
+def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest:
+    """The manifest of a checkpoint, or the one that converting would give."""
+    from endor_jax.conversion.estimate import estimate_config
+    from endor_jax.errors import InvalidInputError, NotFoundError
+    from endor_jax.sources.opening import open_source
+    from endor_jax.store.manifest import MANIFEST_FILE, read_manifest
+
+    if (path / MANIFEST_FILE).is_file():
+        if sparsity is not None or dtype is not None:
+            raise InvalidInputError(
+                "plan",
+                got="--sparsity or --dtype for a checkpoint",
+                expected="neither: they are settled",
+                fix="leave them out",
+            )
+        return read_manifest(path)
+    if path.suffix == ".json":
+        try:
+            config = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                str(path), got="no such file", expected="a config.json", fix="check the path"
+            ) from error
+        except ValueError as error:
+            raise InvalidInputError(
+                str(path), got=f"invalid JSON ({error})", expected="a config.json", fix="check the file"
+            ) from error
+        dtype = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
+    else:
+        with open_source(path) as source:
+            config = source.config
+            dtype = dtype or next(iter(source.tensors.values())).dtype
+    return estimate_config(config, dtype=dtype, sparsity=sparsity or 0.0)
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON."""
+    return {
+        "tiers": {demand.name: tier for demand, tier in zip(plan.demands, plan.tiers, strict=True)},
+        "depth": plan.depth,
+        "device_bytes": plan.device_bytes,
+        "device_budget_bytes": plan.device_budget_bytes,
+        "host_bytes": plan.host_bytes,
+        "host_budget_bytes": plan.host_budget_bytes,
+        "read_bytes_per_pass": plan.read_bytes_per_pass,
+        "transferred_bytes_per_pass": plan.transferred_bytes_per_pass,
+        "fixed_device_bytes": dict(plan.fixed.device),
+        "fixed_host_bytes": dict(plan.fixed.host),
+        "resident_bytes": plan.resident_bytes,
+        "stream_buffer_bytes": plan.stream_buffer_bytes,
+        "ring_bytes": plan.slots * plan.slot_bytes,
+    }

@@ -1,0 +1,102 @@
+"""What a checkpoint will take, before there is one: a manifest whose part lengths are estimates.
+
+Sections are exact, because they follow from shapes and codecs. Streams and escapes are expected values from
+the fraction of zeros and from the escape rates measured in docs/format.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from endor_jax import models
+from endor_jax.arrays import FLOAT_FORMATS, round_up
+from endor_jax.conversion.layouts import record_layouts
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.encode import escape_words
+from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, padding_words
+from endor_jax.format.values import Codec
+from endor_jax.store.manifest import Manifest, Part, Signature, StoredRecord, size_classes
+from endor_jax.store.part import PAGE_BYTES
+from endor_jax.store.save import SMALL_ELEMENTS
+
+WORTH_A_BITMAP = 0.12
+"""Below this sparsity a bitmap (1 bit per element) costs more than the fields it saves."""
+ESCAPE_RATES = {("packed", 3, False): 0.014, ("packed", 2, True): 0.0055}
+"""Escapes per stored element, by kind, exponent bits and bitmap: stories15M, docs/format.md."""
+
+Sparsity = Callable[[str, str], float]
+"""(record, tensor) -> fraction of zeros."""
+
+
+def expected_codec(sparsity: float) -> Codec:
+    """The codec that `auto` takes for trained weights of this sparsity, as a rule."""
+    return Codec("packed", 3, bitmap=False) if sparsity < WORTH_A_BITMAP else Codec("packed", 2)
+
+
+def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -> Manifest:
+    """The manifest that converting a model of this config.json would give, its layers pruned to `sparsity`.
+
+    Raises what `models.from_hf` raises, InvalidInputError for a dtype that is no float format.
+    """
+    if dtype not in FLOAT_FORMATS:
+        raise InvalidInputError(
+            "dtype", got=repr(dtype), expected=", ".join(FLOAT_FORMATS), fix="pass --dtype"
+        )
+    parsed = models.from_hf(config)
+    decoder = models.decoder(parsed)
+    shapes = {"embedding": {"weight": (parsed.vocabulary_size, parsed.hidden_size)}}
+    shapes |= {"stem": decoder.stem_shapes} if decoder.stem_shapes else {}
+    shapes |= {f"layers.{i}": decoder.block_shapes for i in range(parsed.layers)}
+    shapes |= {"final": decoder.final_shapes}
+    shapes |= {} if parsed.tied_head else {"head": shapes["embedding"]}
+    specs = {
+        record: {
+            name: TensorSpec(shape, dtype, _codec(record, shape, sparsity)) for name, shape in named.items()
+        }
+        for record, named in shapes.items()
+    }
+    layouts = record_layouts(specs)
+    return estimate(layouts, lambda record, _: sparsity if record.startswith("layers.") else 0.0, config)
+
+
+def _codec(record: str, shape: tuple[int, ...], sparsity: float) -> Codec | None:
+    if len(shape) < 2 or shape[0] * shape[1] < SMALL_ELEMENTS:
+        return None
+    return expected_codec(sparsity if record.startswith("layers.") else 0.0)
+
+
+def estimate(
+    layouts: Mapping[str, RecordLayout], sparsity: Sparsity, config: Mapping[str, Any] | None = None
+) -> Manifest:
+    """The manifest of records with these layouts and fractions of zeros."""
+    signatures = list(dict.fromkeys(layouts.values()))
+    lengths = {
+        name: 4 * _part_words(layout, lambda tensor, name=name: sparsity(name, tensor))
+        for name, layout in layouts.items()
+    }
+    records = []
+    for name, layout in layouts.items():
+        classes = size_classes(
+            [round_up(lengths[other], PAGE_BYTES) for other, its in layouts.items() if its == layout]
+        )
+        buffer = min(size for size in classes if size >= lengths[name])
+        part = Part("", lengths[name], buffer, 0, ())
+        records.append(StoredRecord(name, signatures.index(layout), (part,) * layout.parts, {}))
+    model = dict(config) if config is not None else None
+    return Manifest(tuple(Signature(layout) for layout in signatures), tuple(records), model)
+
+
+def _part_words(layout: RecordLayout, sparsity: Callable[[str], float]) -> int:
+    """Expected words of one part."""
+    words = layout.streams_start + padding_words(layout)
+    for name, tensor in layout.tensors:
+        if not isinstance(tensor, FieldLayout):
+            continue
+        codec = tensor.codec
+        elements = tensor.rows * tensor.columns
+        stored = round(elements * (1 - sparsity(name))) if codec.bitmap else elements
+        rate = ESCAPE_RATES.get((codec.kind, codec.exponent_bits, codec.bitmap), 0.0)
+        words += -(-stored * tensor.field_bits // 32)
+        words += escape_words(round(stored * rate), tensor.number.bits // 8)
+    return words

@@ -1,0 +1,189 @@
+"""From Hugging Face tensor names to places in our records and back, by the tables in `families`.
+
+A name that no row matches is refused: a tensor nobody looked at may change what the model computes. What may
+be left out is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from endor_jax.arrays import bits_of
+from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.sources.families import FAMILIES, HEAD, LAYER, Family, Row
+from endor_jax.sources.source import Source
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in our checkpoint: record "layers.3", tensor "attention.query.weight"."""
+
+    record: str
+    tensor: str
+
+
+def to_endor(family: str, hf_name: str) -> Place | None:
+    """Where a Hugging Face tensor goes; None if it is ignorable.
+
+    Raises UnsupportedError for an unknown family and InvalidInputError for a name that no row matches.
+    """
+    table = _family(family)
+    for pattern, row in _patterns(family):
+        if match := pattern.fullmatch(hf_name):
+            return Place(
+                row.record.replace("{i}", match["i"]) if "{i}" in row.record else row.record, row.tensor
+            )
+    bare = _strip_prefix(hf_name, table.prefix)
+    if any(_regex(name).fullmatch(bare) for name in table.ignorable):
+        return None
+    raise InvalidInputError(
+        f"tensor {hf_name!r}",
+        got="a name that the table does not list",
+        expected=f"a tensor of the {family} family",
+        fix="check that `model_type` in config.json is right; extra tensors must be removed first",
+    )
+
+
+def to_hf(family: str, place: Place) -> str:
+    """The full Hugging Face name of a place: the inverse of `to_endor`, prefix included.
+
+    Raises UnsupportedError for an unknown family and InvalidInputError for a place that no row has.
+    """
+    table = _family(family)
+    record, number = _split_record(place.record)
+    for row in table.rows:
+        if (row.record, row.tensor) == (record, place.tensor):
+            return _full_name(table, row, number)
+    raise InvalidInputError(
+        f"{place}",
+        got="a place that the table does not list",
+        expected=f"one of the {family} family",
+        fix="check it",
+    )
+
+
+def expected_places(family: str, config: Mapping[str, Any]) -> list[Place]:
+    """Every tensor that a model with this config.json has, in the order of the table, layer by layer."""
+    table = _family(family)
+    rows = [row for row in table.rows if row.needs is None or config.get(row.needs, False)]
+    if _tied(table, config):
+        rows.remove(HEAD)
+    first = [row for row in rows if row.record in ("embedding", "stem")]
+    inside = [row for row in rows if row.record == LAYER]
+    last = [row for row in rows if row.record in ("final", "head")]
+    layers = [
+        Place(f"layers.{i}", row.tensor) for i in range(int(config["num_hidden_layers"])) for row in inside
+    ]
+    ends = [[Place(row.record, row.tensor) for row in part] for part in (first, last)]
+    return [*ends[0], *layers, *ends[1]]
+
+
+def check_complete(family: str, config: Mapping[str, Any], places: Collection[Place]) -> None:
+    """Raise InvalidInputError, naming every tensor, unless `places` is exactly what the config calls for."""
+    expected = expected_places(family, config)
+    if missing := [to_hf(family, place) for place in expected if place not in set(places)]:
+        raise InvalidInputError(
+            "checkpoint",
+            got=f"no tensor {', '.join(missing)}",
+            expected=f"all {len(expected)} tensors of a {family} with {config['num_hidden_layers']} layers",
+            fix="fetch the missing shards, or correct config.json",
+        )
+    if surplus := [to_hf(family, place) for place in places if place not in set(expected)]:
+        raise InvalidInputError(
+            "checkpoint",
+            got=f"tensor {', '.join(surplus)}, which its config has no use for",
+            expected=f"the {len(expected)} tensors of a {family} with {config['num_hidden_layers']} layers",
+            fix="correct config.json (layers, biases, tied embeddings), or remove them",
+        )
+
+
+def locate(source: Source) -> dict[Place, str]:
+    """Place -> name in the source for every tensor of its model, in the order they are used.
+
+    A head that repeats a tied embedding is left out after comparing their bits, one tensor at a time in
+    memory besides the other. Raises InvalidInputError for tensors that are unknown, missing, there twice
+    (with and without prefix), of no use, or tied by the config and different.
+    """
+    family = source.config.get("model_type", "")
+    table = _family(family)
+    found: dict[Place, str] = {}
+    for name in source.tensors:
+        place = to_endor(family, name)
+        if place in found:
+            raise InvalidInputError(
+                f"tensor {name!r} of {source.path}",
+                got=f"the same tensor as {found[place]!r}",
+                expected="each tensor once",
+                fix="remove one of the two",
+            )
+        if place is not None:
+            found[place] = name
+    head = Place(HEAD.record, HEAD.tensor)
+    if _tied(table, source.config) and head in found:
+        _check_tied(source, found[Place("embedding", "weight")], found.pop(head))
+    check_complete(family, source.config, found.keys())
+    return {place: found[place] for place in expected_places(family, source.config)}
+
+
+def _check_tied(source: Source, embedding: str, head: str) -> None:
+    same = source.tensors[embedding] == source.tensors[head] and np.array_equal(
+        bits_of(source.read(embedding)), bits_of(source.read(head))
+    )
+    if not same:
+        raise InvalidInputError(
+            f"tensor {head!r} of {source.path}",
+            got=f"values other than those of {embedding!r}",
+            expected="the same, as config.json has tie_word_embeddings",
+            fix="set tie_word_embeddings to false, or remove the tensor",
+        )
+
+
+def _family(family: str) -> Family:
+    if family not in FAMILIES:
+        raise UnsupportedError(
+            "model_type in config.json",
+            got=repr(family),
+            expected=f"one of {', '.join(FAMILIES)}",
+            fix="this version reads no other families",
+        )
+    return FAMILIES[family]
+
+
+def _tied(table: Family, config: Mapping[str, Any]) -> bool:
+    return bool(config.get("tie_word_embeddings", table.ties_by_default))
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    # A layer number has one spelling, or two names could mean one place.
+    return re.compile(re.escape(pattern).replace(r"\{i\}", "(?P<i>0|[1-9][0-9]*)"))
+
+
+@cache
+def _patterns(family: str) -> tuple[tuple[re.Pattern[str], Row], ...]:
+    """Every spelling of every row: in full, without "model.", and without any prefix."""
+    table = _family(family)
+    prefixes = dict.fromkeys((table.prefix, table.prefix.removeprefix("model."), ""))
+    return tuple(
+        (_regex(row.hf if row is HEAD else prefix + row.hf), row) for row in table.rows for prefix in prefixes
+    )
+
+
+def _strip_prefix(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).removeprefix(prefix.removeprefix("model."))
+
+
+def _split_record(record: str) -> tuple[str, str]:
+    """ "layers.3" -> ("layers.{i}", "3"); other records have no number."""
+    match = re.fullmatch(r"layers\.(0|[1-9][0-9]*)", record)
+    return (LAYER, match[1]) if match else (record, "")
+
+
+def _full_name(table: Family, row: Row, number: str) -> str:
+    return (row.hf if row is HEAD else table.prefix + row.hf).replace("{i}", number)

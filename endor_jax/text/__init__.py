@@ -1,0 +1,6 @@
+"""Text to token ids and back: tokenizer files, chat templates, streaming."""
+
+from endor_jax.text.chat import render as render
+from endor_jax.text.streaming import StreamingDecoder as StreamingDecoder
+from endor_jax.text.tokenizer import Tokenizer as Tokenizer
+from endor_jax.text.tokenizer import load_tokenizer as load_tokenizer

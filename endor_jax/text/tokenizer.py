@@ -1,0 +1,192 @@
+"""A tokenizer as Hugging Face directories hold it: text to ids, ids to text, and which ids end a text.
+
+tokenizer.json is run by the `tokenizers` library. What it leaves open is in tokenizer_config.json (start and
+end tokens, chat template) and in generation_config.json or config.json (ids at which generation stops).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import tokenizers
+
+from endor_jax.errors import InvalidInputError, NotFoundError
+
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Invariant: ids are those of the model's embedding rows.
+
+    `eos_ids`: each ends a text; there may be none. `special_tokens`: text by role ("bos_token", ...), for
+    chat templates. `skipped_ids`: what decoding leaves out. `byte_ids`: tokens for single bytes, which are
+    decoded in runs; none in byte-level vocabularies. `starts`, `ends`: what `encode` puts around a text, or
+    None to leave it to tokenizer.json.
+    """
+
+    backend: tokenizers.Tokenizer = field(repr=False)
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    special_tokens: Mapping[str, str]
+    chat_template: str | None = field(repr=False)
+    skipped_ids: frozenset[int] = field(repr=False)
+    byte_ids: frozenset[int] = field(repr=False)
+    starts: tuple[int, ...] | None = None
+    ends: tuple[int, ...] | None = None
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Ids of `text`; with `add_special`, a start token (and an end token) iff transformers adds one.
+
+        Rendered chats contain their start token: encode them with add_special=False.
+        """
+        if self.starts is None or self.ends is None:
+            return self.backend.encode(text, add_special_tokens=add_special).ids
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        return [*self.starts, *ids, *self.ends] if add_special else ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of `ids`, special tokens left out unless `skip_special` is false.
+
+        Bytes that are not UTF-8 become U+FFFD. The space that SentencePiece puts in front of a text is
+        dropped, so decoding a continuation alone can lose one: use `StreamingDecoder` with the prompt.
+        """
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer whose files lie in `directory`; of those only tokenizer.json must be there.
+
+    `eos_ids` are eos_token_id of generation_config.json (or else of config.json) and the eos_token of
+    tokenizer_config.json: chat models often name the end of the text in one and of the turn in the other.
+    Raises NotFoundError without tokenizer.json and InvalidInputError for files that cannot be read.
+    """
+    directory = Path(directory)
+    backend = _backend(directory)
+    config = _read_json(directory / "tokenizer_config.json")
+    model = _read_json(directory / "config.json")
+    generation = _read_json(directory / "generation_config.json")
+    named = {name: text for name in _NAMED_TOKENS if (text := _content(config.get(name))) is not None}
+    ids = {name: backend.token_to_id(text) for name, text in named.items()}
+    bos_id = ids.get("bos_token")
+    if bos_id is None:
+        bos_id = next(
+            iter(_ids(generation, "bos_token_id", directory) or _ids(model, "bos_token_id", directory)), None
+        )
+    eos_ids = _ids(generation, "eos_token_id", directory) or _ids(model, "eos_token_id", directory)
+    if (declared := ids.get("eos_token")) is not None:
+        eos_ids = (*eos_ids, declared)
+    starts, ends = _around(config, ids)
+    return Tokenizer(
+        backend=backend,
+        bos_id=bos_id,
+        eos_ids=frozenset(eos_ids),
+        special_tokens=MappingProxyType(named),
+        chat_template=_chat_template(directory, config),
+        skipped_ids=frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special),
+        byte_ids=_byte_ids(backend),
+        starts=starts,
+        ends=ends,
+    )
+
+
+def _backend(directory: Path) -> tokenizers.Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise NotFoundError(
+            str(path),
+            got="no such file",
+            expected="the tokenizer in the form of the `tokenizers` library",
+            fix="where the model has only vocab.json or tokenizer.model, write one with transformers: "
+            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)",
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:
+        # `tokenizers` raises bare Exception for everything its Rust side refuses.
+        raise _unusable(path, str(error)) from error
+    # Settings of whoever saved the file; here they would cut or lengthen prompts.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _unusable(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise _unusable(path, f"a JSON {type(value).__name__}")
+    return value
+
+
+def _content(token: Any) -> str | None:
+    """Tokens are written as strings, or as objects with their matching rules."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _ids(config: Mapping[str, Any], key: str, directory: Path) -> tuple[int, ...]:
+    """One id, a list of ids, or nothing."""
+    value = config.get(key)
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(type(index) is int for index in ids):
+        raise _unusable(directory, f"{key} {value!r}")
+    return ids
+
+
+def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Ids of "<0x00>" to "<0xFF>", if the decoder makes bytes of them."""
+    if backend.decoder is None or backend.decoder.decode(["<0x41>"]) != "A":
+        return frozenset()
+    ids = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(index for index in ids if index is not None)
+
+
+def _around(
+    config: Mapping[str, Any], ids: Mapping[str, int | None]
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """What transformers puts around a text: flags, where stated, overrule the template in tokenizer.json."""
+    flags = {"bos_token": "add_bos_token", "eos_token": "add_eos_token"}
+    if not any(flag in config for flag in flags.values()):
+        return None, None
+    starts, ends = (
+        (index,) if config.get(flag) and (index := ids.get(name)) is not None else ()
+        for name, flag in flags.items()
+    )
+    return starts, ends
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, which overrules tokenizer_config.json; of several, the one called "default"."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, Sequence) and not isinstance(template, str):
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    return template
+
+
+def _unusable(path: Path, got: str) -> InvalidInputError:
+    return InvalidInputError(
+        str(path), got=got, expected="a readable tokenizer file", fix="fetch the tokenizer files again"
+    )
