@@ -12,7 +12,7 @@ import xxhash
 
 def digest_bytes(data: bytes | np.ndarray) -> str:
     """The 64-bit xxh3 of some bytes, 16 hexadecimal digits."""
-    return xxhash.xxh3_64_hexdigest(data)
+    return xxhash.xxh3_64_hexdigest(data.data if isinstance(data, np.ndarray) else data)
 
 
 def digest_chunks(data: np.ndarray, chunk_bytes: int) -> tuple[str, ...]:

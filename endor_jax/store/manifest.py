@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from endor_jax.errors import CorruptCheckpointError, EndorError, NotFoundError, UnsupportedError
@@ -186,19 +186,40 @@ def from_json(value: Any, where: str) -> Manifest:
             for r in body["records"]
         )
         signatures = tuple(Signature(_layout_from_json(s), s["tree"]) for s in body["signatures"])
+        for record in records:
+            _check_record(record, signatures[record.signature].layout)
         return Manifest(signatures, records, body["model"], body["files"], body["made"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise _corrupt(where, f"{type(error).__name__}: {error}", "the fields of docs/format.md") from error
 
 
+def _check_record(record: StoredRecord, layout: RecordLayout) -> None:
+    """Raises ValueError unless the parts of a record can be what its layout says, inside the checkpoint."""
+    if len(record.parts) != layout.parts or set(record.stats) != set(layout.names):
+        raise ValueError(f"record {record.name} does not have the parts and tensors of its signature")
+    for part in record.parts:
+        path = PurePosixPath(part.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"part {part.path} is outside the checkpoint")
+        if not 4 * layout.streams_start < part.length_bytes <= part.buffer_bytes or part.buffer_bytes % 4:
+            raise ValueError(f"part {part.path} has {part.length_bytes} bytes in {part.buffer_bytes}")
+        if len(part.digests) != -(-part.length_bytes // part.chunk_bytes):
+            raise ValueError(f"part {part.path} has {len(part.digests)} digests")
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes `endor.json`: to a temporary file, synced, then renamed."""
+    """Writes `endor.json`: to a temporary file, synced, then renamed, and the rename synced too."""
     temporary = directory / f"{MANIFEST_FILE}.tmp"
     with temporary.open("w") as file:
         json.dump(to_json(manifest), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(directory / MANIFEST_FILE)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -211,7 +232,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"checkpoint {directory}",
             got=f"no {MANIFEST_FILE}" if directory.exists() else "no such directory",
             expected="a directory written by `endor convert` or `endor.save`",
-            fix="check the path; a conversion that was interrupted leaves no manifest: run it again",
+            fix="check the path; one that was interrupted has no manifest: remove it and run it again",
         ) from error
     except UnicodeDecodeError as error:
         raise _corrupt(str(path), "bytes that are not UTF-8", "JSON") from error

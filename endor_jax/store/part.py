@@ -30,7 +30,10 @@ def chunk_bytes_for(length: int) -> int:
 
 
 def write_part(directory: Path, data: np.ndarray) -> None:
-    """Writes a (n,) uint8 array as the part in `directory`, durably; its file appears by rename."""
+    """Writes a (n,) uint8 array as the part in `directory`, durably; its file appears by rename.
+
+    Raises EndorError if the file system refuses, or there is a part already.
+    """
     chunk = chunk_bytes_for(data.shape[0])
     shard = round_up(data.shape[0], chunk)
     spec = _spec(directory) | {
@@ -57,24 +60,34 @@ def write_part(directory: Path, data: np.ndarray) -> None:
             ],
         },
     }
-    ts.open(spec).result().write(data).result()
+    try:
+        ts.open(spec).result().write(data).result()
+    except ValueError as error:  # TensorStore has no other class, for a full disk neither
+        raise EndorError(
+            f"part {directory}",
+            got=_first_line(error),
+            expected=f"to write {data.shape[0]:,} bytes",
+            fix="see whether the disk is full or read-only, and that nothing else writes here",
+        ) from error
 
 
-def open_part(directory: Path, length: int) -> ts.TensorStore:
-    """The part in `directory`, ready to be read. Raises NotFoundError or CorruptCheckpointError."""
-    where = f"part {directory}"
+def open_part(directory: Path, length: int, chunk: int) -> ts.TensorStore:
+    """The part in `directory`, of `length` bytes in inner chunks of `chunk`, ready to be read.
+
+    Raises NotFoundError or CorruptCheckpointError.
+    """
     # Without this a missing chunk would read as zeros.
     spec = _spec(directory) | {"fill_missing_data_reads": False, "open": True}
     try:
         store = ts.open(spec).result()
     except ValueError as error:
         raise _read_error(directory, error) from error
-    if store.shape != (length,) or store.dtype != ts.uint8:
-        raise CorruptCheckpointError(
-            where,
-            got=f"an array of {store.dtype.name} {store.shape}",
-            expected=f"uint8 ({length},), as the manifest says",
-            fix="files were exchanged or damaged; convert the checkpoint again",
+    chunks = store.chunk_layout.read_chunk.shape
+    if store.shape != (length,) or store.dtype != ts.uint8 or chunks != (chunk,):
+        raise _corrupt(
+            directory,
+            f"an array of {store.dtype.name} {store.shape} in chunks of {chunks}",
+            f"uint8 {(length,)} in chunks of {(chunk,)}, as the manifest says",
         )
     return store
 
@@ -82,7 +95,8 @@ def open_part(directory: Path, length: int) -> ts.TensorStore:
 def read_part(store: ts.TensorStore, directory: Path, into: np.ndarray) -> None:
     """Reads the whole part into a (n,) uint8 buffer of exactly its length.
 
-    Reading into memory that is used again is three times faster than letting TensorStore allocate.
+    Reading into memory that is used again is three times faster than letting TensorStore allocate. Raises
+    NotFoundError or CorruptCheckpointError.
     """
     try:
         ts.array(into).write(store).result()
@@ -91,11 +105,12 @@ def read_part(store: ts.TensorStore, directory: Path, into: np.ndarray) -> None:
 
 
 def _spec(directory: Path) -> dict[str, Any]:
-    # Every byte is read once a pass: a cache would only hold memory that no plan knows of.
-    context = {"cache_pool": {"total_bytes_limit": 0}}
+    # Memory that no plan knows of: a cache, though every byte is read once a pass; and buffers to read files
+    # into before they are copied to ours, which malloc would keep. A mapping is gone after the copy.
+    context = {"cache_pool": {"total_bytes_limit": 0}, "file_io_mode": {"mode": "memmap"}}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{directory}/"},
+        "kvstore": {"driver": "file", "path": f"{directory.resolve()}/"},  # ".." is no path to TensorStore
         "context": context,
     }
 
@@ -107,12 +122,20 @@ def _read_error(directory: Path, error: ValueError) -> EndorError:
             return NotFoundError(
                 f"part {directory}",
                 got=f"no file {name}",
-                expected="zarr.json and c/0",
+                expected=f"{METADATA_FILE} and {DATA_FILE}",
                 fix="copy the checkpoint again, or convert it again",
             )
+    return _corrupt(directory, _first_line(error), "a readable zarr3 array")
+
+
+def _corrupt(directory: Path, got: str, expected: str) -> EndorError:
     return CorruptCheckpointError(
         f"part {directory}",
-        got=str(error).splitlines()[0],
-        expected="a readable zarr3 array",
-        fix="the file is damaged or truncated; convert the checkpoint again",
+        got=got,
+        expected=expected,
+        fix="files are damaged, truncated or exchanged; copy or convert the checkpoint again",
     )
+
+
+def _first_line(error: ValueError) -> str:
+    return str(error).splitlines()[0]

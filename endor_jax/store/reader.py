@@ -21,7 +21,8 @@ from endor_jax.store.part import open_part, read_part
 class Checkpoint:
     """An open checkpoint. Its methods may be called from several threads.
 
-    manifest: what it holds. bytes_read: bytes of parts read so far, counted where they are read.
+    manifest: what it holds. bytes_read: bytes of parts read so far, counted as they are read, by whomever: a
+    stream that reads ahead is ahead here too.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -42,7 +43,7 @@ class Checkpoint:
         with self._lock:
             store = self._stores.get(part.path)
         if store is None:
-            store = open_part(directory, part.length_bytes)
+            store = open_part(directory, part.length_bytes, part.chunk_bytes)
         data = into[: part.length_bytes]
         read_part(store, directory, data)
         with self._lock:
@@ -79,7 +80,10 @@ class Checkpoint:
         return decode(self.read_record(self.manifest.record(record))[tensor])
 
     def read_file(self, name: str) -> bytes:
-        """One of the other files, checked against its digest."""
+        """One of the other files, checked against its digest.
+
+        Raises NotFoundError or CorruptCheckpointError naming the file.
+        """
         path = self.path / name
         try:
             data = path.read_bytes()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from endor_jax.arrays import FLOAT_FORMATS
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.choose import choose_codec
 from endor_jax.format.codec import encodable
 from endor_jax.format.layout import (
@@ -24,6 +24,8 @@ from endor_jax.format.values import Codec
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.writer import CheckpointWriter
 
+_PYTHON_NUMBERS = {int: np.int32, float: np.float32}
+
 SMALL_ELEMENTS = 4096
 """Arrays below this are stored dense: a bitmap and an offset would save nothing worth a launch."""
 
@@ -31,10 +33,10 @@ SMALL_ELEMENTS = 4096
 def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "auto") -> Manifest:
     """Writes one record per parameter tree, in order, and returns the manifest.
 
-    layers: pytrees of arrays, taken one at a time. values: "auto", "raw", "packed" or "packed:K", for every
-    float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless. The codec of
-    a role (a leaf name with its shape) is settled where it first occurs, so that equal layers share one
-    compiled step.
+    layers: pytrees of arrays and numbers, taken one at a time. values: "auto", "raw", "packed" or "packed:K",
+    for every float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless.
+    The codec of a role (a leaf name with its shape) is settled where it first occurs, so that equal layers
+    share one compiled step.
     Raises DestinationExistsError, UnsupportedError for leaves the format cannot hold, InvalidInputError for
     an empty sequence.
     """
@@ -42,7 +44,7 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
     codecs: dict[tuple[str, tuple[int, ...], str], Codec | None] = {}
     count = 0
     for count, layer in enumerate(layers, 1):
-        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(layer).items()}
+        arrays = {name: _array(name, leaf) for name, leaf in named_leaves(layer).items()}
         specs = {}
         for name, array in arrays.items():
             role = (name, array.shape, array.dtype.name)
@@ -55,6 +57,22 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
             "save", got="no layers", expected="at least one", fix="pass one tree per layer"
         )
     return writer.finish(made={"by": "endor_jax.save", "values": values})
+
+
+def _array(name: str, leaf: Any) -> np.ndarray:
+    """A leaf as NumPy holds it; Python's own numbers in the 32 bits that JAX gives them by default."""
+    try:
+        array = np.asarray(leaf, _PYTHON_NUMBERS.get(type(leaf)))
+    except (TypeError, OverflowError):  # a PRNG key, or an int that needs more bits
+        array = np.asarray(None)
+    if array.dtype.kind in "OSU":
+        raise UnsupportedError(
+            f"leaf {name!r}",
+            got=f"{type(leaf).__name__} {' '.join(repr(leaf).split()):.60}",
+            expected="an array, or a number that 32 bits hold",
+            fix="leave it out of the tree, or convert it (jax.random.key_data, for a key)",
+        )
+    return array
 
 
 def codec_for(samples: list[np.ndarray], values: str) -> Codec | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,23 +19,25 @@ from endor_jax.streaming.budget import budgets
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import DEPTH, FixedCosts, make_plan
 from endor_jax.streaming.step import LayerFunction, make_step
+from endor_jax.streaming.transfer import Device
 
 
 class Stream:
     """A layer function bound to a checkpoint; made by `stream`. Call it with (x, states).
 
-    plan: where the records are. bytes_read and bytes_transferred: counted where they happen.
+    plan: where the records are.
     """
 
-    def __init__(self, layer: LayerFunction, checkpoint: Checkpoint, executor: Executor, *, like: Any):
-        self._checkpoint, self._executor = checkpoint, executor
+    def __init__(
+        self, layer: LayerFunction, checkpoint: Checkpoint, executor: Executor, *, device: Device, like: Any
+    ):
+        self._checkpoint, self._executor, self._device = checkpoint, executor, device
         self.plan = executor.plan
-        trees = {signature.layout: signature for signature in checkpoint.manifest.signatures}
-
-        def build(record: Record, arrays: dict[str, jax.Array]) -> Any:
-            return _params(trees[record.layout], arrays, like)
-
-        self._step = make_step(layer, build=build)
+        # Signatures may agree in their layout and differ in their tree: a list in one, a tuple in another.
+        self._steps = [
+            make_step(layer, build=functools.partial(_params, signature, like=like))
+            for signature in checkpoint.manifest.signatures
+        ]
 
     def __call__(self, x: Any, states: Sequence[Any] | None = None) -> tuple[Any, list[Any]]:
         """Applies all layers in order: returns the last x and the new states.
@@ -42,19 +45,22 @@ class Stream:
         x: any pytree. states: one pytree per layer, or None for layers that keep none. Raises
         InvalidInputError if their number is wrong, and whatever a read raised, with its layer named.
         """
-        count = len(self._checkpoint.manifest.records)
-        new = list(states) if states is not None else [None] * count
-        if len(new) != count:
+        records = self._checkpoint.manifest.records
+        new = list(states) if states is not None else [None] * len(records)
+        if len(new) != len(records):
             raise InvalidInputError(
                 "stream",
                 got=f"{len(new)} states",
-                expected=f"{count}, one per layer",
+                expected=f"{len(records)}, one per layer",
                 fix="pass one per layer",
             )
 
+        # Layers give arrays committed to the device: the first must get such too, or it compiles once more.
+        x, new = jax.device_put((x, new), self._device)
+
         def step(index: int, record: Record) -> Any:
             nonlocal x
-            x, new[index] = self._step(record, x, new[index])
+            x, new[index] = self._steps[records[index].signature](record, x, new[index])
             return x, new[index]
 
         self._executor.run(step)
@@ -62,12 +68,15 @@ class Stream:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes read from disk so far."""
-        return self._checkpoint.bytes_read
+        """Bytes read from disk for the passes so far: what stays, once, and what is streamed, every pass.
+
+        What was read ahead for the next pass counts in that pass.
+        """
+        return self._executor.bytes_read
 
     @property
     def bytes_transferred(self) -> int:
-        """Bytes copied to the device so far."""
+        """Bytes moved to the device for the passes so far, counted likewise."""
         return self._executor.bytes_transferred
 
     def close(self) -> None:
@@ -111,6 +120,8 @@ def stream(
             expected="their structure",
             fix="pass like=, a tree of that structure (jax.eval_shape or nnx.eval_shape gives one)",
         )
+    for signature in manifest.signatures:  # better refused here than in the middle of the first pass
+        _params(signature, dict.fromkeys(signature.layout.names), like=like)
     records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records]
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
     plan = make_plan(
@@ -122,8 +133,9 @@ def stream(
         host_budget_bytes=host_bytes,
         depth=depth,
     )
-    return Stream(layer, checkpoint, Executor(checkpoint, records, plan=plan, device=device), like=like)
+    executor = Executor(checkpoint, records, plan=plan, device=device)
+    return Stream(layer, checkpoint, executor, device=device, like=like)
 
 
-def _params(signature: Signature, arrays: dict[str, jax.Array], like: Any) -> Any:
+def _params(signature: Signature, arrays: Mapping[str, Any], *, like: Any) -> Any:
     return rebuild(signature.tree, arrays) if like is None else rebuild_like(like, arrays)

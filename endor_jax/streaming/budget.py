@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 
-import jax
-
 from endor_jax.streaming.sizes import parse_size
+from endor_jax.streaming.transfer import Device
 
 FREE_SHARE = 0.9
 """Share of the free memory that a default budget takes."""
 
 
 def budgets(
-    device: jax.Device, device_memory: str | int | None, host_memory: str | int | None
+    device: Device, device_memory: str | int | None, host_memory: str | int | None
 ) -> tuple[int, int]:
     """Device and host budget in bytes: what was asked for, else 90 % of what is free.
 
-    On CPU both are the same memory: what the device budget takes is not free for the host one.
+    On CPU both are the same memory: what the device budget takes is not free for the host one, which is left
+    a tenth at least, because what the device may take it need not take.
     """
     free = free_host_bytes()
     if device_memory is not None:
@@ -27,7 +27,7 @@ def budgets(
     if host_memory is not None:
         return device_bytes, parse_size(host_memory)
     taken = device_bytes if device.platform == "cpu" else 0
-    return device_bytes, max(int(free - taken), int((1 - FREE_SHARE) * free))
+    return device_bytes, int(max(FREE_SHARE * (free - taken), (1 - FREE_SHARE) * free))
 
 
 def free_host_bytes() -> int:
@@ -40,7 +40,7 @@ def free_host_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def free_device_bytes(device: jax.Device) -> int:
+def free_device_bytes(device: Device) -> int:
     """What JAX's own pool on the device can still give out."""
     stats = device.memory_stats() or {}
     return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))

@@ -6,6 +6,9 @@ not models: what a step does is the caller's function.
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +23,7 @@ from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, Wanted, closed_error
 from endor_jax.streaming.ring import Ring, aligned_buffer
 from endor_jax.streaming.schedule import one_pass, prologue
-from endor_jax.streaming.transfer import put
+from endor_jax.streaming.transfer import Device, adopt, put
 
 
 @dataclass(frozen=True)
@@ -48,71 +51,78 @@ class Streamable:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Transfer:
-    """A record on its way to the device: its arrays, and the slots they are copied from."""
+    """A record on its way to the device: its arrays, and the slots they are copied from, to be given back."""
 
     words: tuple[jax.Array, ...]
-    slots: list[np.ndarray]
+    slots: tuple[np.ndarray, ...]
 
 
 class Executor:
     """Runs passes over records placed by a plan. One thread at a time; `close` is idempotent.
 
-    bytes_transferred counts what was copied to the device, residents included.
+    bytes_read, bytes_transferred: what was read from disk and moved to the device for the records that have
+    had their turn, and once for those that stay. So after n passes bytes_read is exactly what stays + n × the
+    streamed parts, although readers and transfers are in the next pass by then; `Checkpoint.bytes_read`
+    counts what they are ahead too.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, records: Sequence[Streamable], *, plan: Plan, device: jax.Device
-    ):
+    def __init__(self, checkpoint: Checkpoint, records: Sequence[Streamable], *, plan: Plan, device: Device):
         self._checkpoint, self._records, self.plan, self._device = checkpoint, tuple(records), plan, device
-        self.bytes_transferred = 0
-        self._closed = False
-        self._in_flight: dict[int, list[Transfer]] = {i: [] for i in plan.streamed}
+        self.bytes_read = self.bytes_transferred = 0
+        self._closed = self._started = False
+        self._in_flight: deque[Transfer] = deque()
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
         self._resident: dict[int, tuple[jax.Array, ...]] = {}
         for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
             if tier == "device":
-                self._resident[i] = self._load_resident(record)
+                self._resident[i] = jax.block_until_ready(self._adopt(record, self._load(record)))
+                self.bytes_transferred += record.demand.buffer_bytes
             elif tier == "host":
-                self._kept[i] = record.held or read_parts(checkpoint, record.parts)
+                self._kept[i] = self._load(record)
         from_disk = [record for record, tier in zip(self._records, plan.tiers, strict=True) if tier == "disk"]
         order = [Wanted(record.name, part) for record in from_disk for part in record.parts]
         self._ring = Ring(plan.slots, plan.slot_bytes)
         self._prefetcher = Prefetcher(
             order, self._ring, read=lambda part, into: checkpoint.read_part(part, into=into)
         )
-        self._started = False
+        # A stream that nobody closed stops reading when dropped, or the process would abort as it exits.
+        weakref.finalize(self, self._prefetcher.close)
 
-    def _load_resident(self, record: Streamable) -> tuple[jax.Array, ...]:
-        buffers = record.held or read_parts(self._checkpoint, record.parts)
-        words = tuple(self._put(b, part) for b, part in zip(buffers, record.parts, strict=True))
-        jax.block_until_ready(words)
-        return words
+    def _load(self, record: Streamable) -> tuple[np.ndarray, ...]:
+        """The buffers of a record that stays in memory: those it has already, or read now."""
+        if record.held:
+            return record.held
+        self.bytes_read += record.demand.read_bytes
+        return read_parts(self._checkpoint, record.parts)
 
-    def _put(self, buffer: np.ndarray, part: Part) -> jax.Array:
-        self.bytes_transferred += part.buffer_bytes
-        return put(buffer, part.buffer_bytes, self._device)
+    def _adopt(self, record: Streamable, buffers: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
+        """Starts the transfer of a record from buffers that are never written again."""
+        pairs = zip(buffers, record.parts, strict=True)
+        return tuple(adopt(buffer, part.buffer_bytes, self._device) for buffer, part in pairs)
 
     def _issue(self, index: int) -> None:
         """Starts the transfer of a streamed record, from kept host memory or from filled slots."""
         record = self._records[index]
         if index in self._kept:
-            buffers, slots = self._kept[index], []
-        else:
-            slots = [self._prefetcher.take() for _ in record.parts]
-            buffers = tuple(slots)
-        words = tuple(self._put(b, part) for b, part in zip(buffers, record.parts, strict=True))
-        self._in_flight[index].append(Transfer(words, slots))
+            self._in_flight.append(Transfer(self._adopt(record, self._kept[index]), slots=()))
+            return
+        slots = tuple(self._prefetcher.take() for _ in record.parts)
+        pairs = zip(slots, record.parts, strict=True)
+        words = tuple(put(slot, part.buffer_bytes, self._device) for slot, part in pairs)
+        self._in_flight.append(Transfer(words, slots))
 
     def _arrived(self, index: int) -> tuple[jax.Array, ...]:
         """The words of a record whose turn it is; its slots are free again."""
         if index in self._resident:
             return self._resident[index]
-        transfer = self._in_flight[index].pop(0)
+        transfer, demand = self._in_flight.popleft(), self._records[index].demand
         jax.block_until_ready(transfer.words)
         for slot in transfer.slots:
             self._ring.release(slot)
+        self.bytes_read += demand.read_bytes if transfer.slots else 0
+        self.bytes_transferred += demand.buffer_bytes
         return transfer.words
 
     def run(self, step: Callable[[int, Record], object]) -> None:
@@ -155,6 +165,7 @@ class Executor:
             self._in_flight.clear()
             self._kept.clear()
             self._resident.clear()
+            gc.collect()  # JAX lets go of adopted buffers only when Python collects garbage
 
 
 def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarray, ...]:

@@ -8,11 +8,11 @@ what is needed next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from endor_jax.errors import DoesNotFitError
+from endor_jax.errors import DoesNotFitError, InvalidInputError
 from endor_jax.streaming.sizes import format_size
 
 Tier = Literal["device", "host", "disk"]
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def stream_buffer_bytes(self) -> int:
-        """Device bytes of streamed records that are alive at once: depth ahead, the running and the last one."""
+        """Device bytes of streamed records alive at once: `depth` ahead, the running and the last one."""
         return _stream_buffers(self._of("host", "disk"), self.depth)
 
     @property
@@ -147,39 +147,65 @@ def make_plan(
 ) -> Plan:
     """Fills the device, then host memory, and leaves the rest on disk.
 
-    Raises DoesNotFitError, with the smallest possible plan in its text, if even that exceeds a budget.
+    Of all evenly spread sets that fit, the one that moves the fewest bytes per pass.
+    Raises DoesNotFitError, with the smallest possible plan in its text, if even that exceeds a budget, and
+    InvalidInputError for a depth below 1.
     """
+    if depth < 1:
+        raise InvalidInputError("depth", got=str(depth), expected="at least 1", fix="leave it at its default")
+    everything = range(len(demands))
 
-    def plan(tiers: Sequence[Tier]) -> Plan:
+    def plan(device: Sequence[int], host: Sequence[int]) -> Plan:
+        tiers: list[Tier] = ["disk"] * len(demands)
+        for i in host:
+            tiers[i] = "host"
+        for i in device:
+            tiers[i] = "device"
         return Plan(tuple(demands), tuple(tiers), fixed, depth, device_budget_bytes, host_budget_bytes)
 
-    def with_device(residents: Sequence[int], rest: Tier) -> Plan:
-        return plan(["device" if i in residents else rest for i in range(len(demands))])
-
     # The device is filled first, as if host memory were free; then host memory for what is left.
-    everything = range(len(demands))
-    residents = _largest_spread(
-        everything,
-        lambda chosen: with_device(chosen, "host").device_bytes <= device_budget_bytes,
+    best = _choose(
+        (plan(spread(everything, count), everything) for count in range(len(demands) + 1)),
+        takes=lambda plan: plan.device_bytes,
+        budget_bytes=device_budget_bytes,
+        moves=lambda plan: plan.transferred_bytes_per_pass,
     )
-    free = [i for i in everything if i not in residents and demands[i].host_held]
-    rest = [i for i in everything if i not in residents and not demands[i].host_held]
+    residents = [i for i in everything if best.tiers[i] == "device"]
+    free = [i for i in best.streamed if demands[i].host_held]
+    rest = [i for i in best.streamed if not demands[i].host_held]
+    best = _choose(
+        (plan(residents, [*free, *spread(rest, count)]) for count in range(len(rest) + 1)),
+        takes=lambda plan: plan.host_bytes,
+        budget_bytes=host_budget_bytes,
+        moves=lambda plan: plan.read_bytes_per_pass,
+    )
+    if not best.fits:
+        raise _does_not_fit(best)
+    return best
 
-    def with_host(kept: Sequence[int]) -> Plan:
-        place: dict[int, Tier] = dict.fromkeys(residents, "device") | dict.fromkeys([*kept, *free], "host")
-        return plan([place.get(i, "disk") for i in everything])
 
-    best = with_host(_largest_spread(rest, lambda chosen: with_host(chosen).host_bytes <= host_budget_bytes))
-    if best.fits:
-        return best
-    short = "device" if best.device_bytes > device_budget_bytes else "host"
-    need = best.device_bytes if short == "device" else best.host_bytes
-    budget = device_budget_bytes if short == "device" else host_budget_bytes
-    raise DoesNotFitError(
-        f"plan for {len(demands)} records",
+def _choose(
+    plans: Iterable[Plan],
+    *,
+    takes: Callable[[Plan], int],
+    budget_bytes: int,
+    moves: Callable[[Plan], int],
+) -> Plan:
+    """Of the plans that take no more than the budget, the one that moves least; if none, the smallest."""
+    candidates = tuple(plans)
+    fitting = [plan for plan in candidates if takes(plan) <= budget_bytes]
+    return min(fitting, key=moves) if fitting else min(candidates, key=takes)
+
+
+def _does_not_fit(smallest: Plan) -> DoesNotFitError:
+    short, need, budget = "device", smallest.device_bytes, smallest.device_budget_bytes
+    if need <= budget:
+        short, need, budget = "host", smallest.host_bytes, smallest.host_budget_bytes
+    return DoesNotFitError(
+        f"plan for {len(smallest.demands)} records",
         got=f"{format_size(budget)} of {short} memory",
-        expected=f"at least {format_size(need)}",
-        fix=f"raise --{short}-memory. The smallest plan:\n{best!r}",
+        expected=f"at least {format_size(need)} ({need:,} bytes)",
+        fix=f"raise --{short}-memory. The smallest plan:\n{smallest!r}",
     )
 
 
@@ -189,15 +215,9 @@ def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(index for i, index in enumerate(indices) if (i + 1) * count // total > i * count // total)
 
 
-def _largest_spread(indices: Sequence[int], fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
-    """The largest evenly spaced subset that fits; empty if none does."""
-    sets = (spread(indices, count) for count in range(len(indices), 0, -1))
-    return next((chosen for chosen in sets if fits(chosen)), ())
-
-
 def ring_slots(read: Sequence[Demand], depth: int) -> int:
-    """Slots for `depth` records in transfer and two being read."""
-    return (depth + 2) * max((demand.parts for demand in read), default=0)
+    """Slots for the records in transfer, the one that is next and one being read."""
+    return (min(depth, len(read)) + 2) * max((demand.parts for demand in read), default=0)
 
 
 def _stream_buffers(streamed: Sequence[Demand], depth: int) -> int:

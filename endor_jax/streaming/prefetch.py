@@ -52,9 +52,8 @@ class Prefetcher:
 
     def _run(self) -> None:
         while True:
-            with (
-                self._turn
-            ):  # slots are given out in the order of tickets, or a late part could starve an early one
+            # Slots are given out in the order of tickets, or a late part could starve an early one.
+            with self._turn:
                 slot = self._ring.acquire()
                 if slot is None:
                     return
@@ -63,7 +62,7 @@ class Prefetcher:
             result: np.ndarray | EndorError = slot
             try:
                 self._read(wanted.part, slot)
-            except Exception as error:
+            except BaseException as error:  # whatever it is: the consumer waits for this part
                 result = _named(error, wanted)
             with self._changed:
                 self._filled[ticket] = result
@@ -93,12 +92,14 @@ class Prefetcher:
             self._closed = True
             self._changed.notify_all()
         self._ring.close()
+        if threading.current_thread() in self._threads:  # collecting garbage, it closed an abandoned stream
+            return
         for thread in self._threads:
             thread.join()
         self._filled.clear()
 
 
-def _named(error: Exception, wanted: Wanted) -> EndorError:
+def _named(error: BaseException, wanted: Wanted) -> EndorError:
     """The same error, saying for which record it happened."""
     where = f"record {wanted.record}, "
     if isinstance(error, EndorError):

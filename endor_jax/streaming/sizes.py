@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from endor_jax.errors import InvalidInputError
 
@@ -22,11 +23,11 @@ def parse_size(size: str | int) -> int:
             "size", got=repr(size), expected="a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB",
             fix="write for example 8GiB",
         )  # fmt: skip
-    return int(float(match[1]) * units[match[2].lower()])
+    return int(Decimal(match[1]) * units[match[2].lower()])
 
 
 def format_size(size_bytes: int) -> str:
-    """A size with three digits and a binary unit: "1.25 GiB"."""
+    """A size with at most four digits and a binary unit: "1.25 GiB"."""
     value, unit = float(size_bytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

@@ -14,9 +14,7 @@ LayerFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 """(params, x, state) -> (x, state); params is a dense parameter tree, x and state any pytrees."""
 
 
-def make_step(
-    layer: LayerFunction, *, build: Callable[[Record, dict[str, jax.Array]], Any]
-) -> Callable[..., Any]:
+def make_step(layer: LayerFunction, *, build: Callable[[dict[str, jax.Array]], Any]) -> Callable[..., Any]:
     """A jitted (record, x, state) -> (x, state) that expands the record and applies the layer.
 
     build: turns the dense arrays of a record, by name, into the tree that the layer takes. The layout is a
@@ -24,6 +22,6 @@ def make_step(
     """
 
     def step(record: Record, x: Any, state: Any) -> tuple[Any, Any]:
-        return layer(build(record, expand_all(record)), x, state)
+        return layer(build(expand_all(record)), x, state)
 
     return jax.jit(step)

@@ -1,0 +1,198 @@
+"""The executor with its parts replaced: poisoned slots, failing reads, few layers and much depth."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from layer_stacks import apply, inputs, save_in_parts, stack
+
+import endor_jax as endor
+from endor_jax.errors import StreamError
+from endor_jax.format.decode import decode
+from endor_jax.format.record import Record
+from endor_jax.store.manifest import Part
+from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming.executor import Executor, Streamable, read_parts
+from endor_jax.streaming.plan import FixedCosts, Plan, Tier
+from endor_jax.streaming.ring import Ring
+
+LAYERS = stack(5)
+DEVICE = jax.local_devices()[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tmp_path_factory.mktemp("executor") / "x.endor"
+    save_in_parts(path, LAYERS, 2)
+    return endor.open(path)
+
+
+def executor(
+    checkpoint: Checkpoint, tiers: tuple[Tier, ...], *, depth: int = 2, held: tuple[int, ...] = ()
+) -> Executor:
+    """One with the tiers that a test wants, whatever a budget would give."""
+    manifest = checkpoint.manifest
+    records = [
+        Streamable(
+            record.name,
+            record.parts,
+            manifest.layout(record),
+            held=read_parts(checkpoint, record.parts) if i in held else (),
+        )
+        for i, record in enumerate(manifest.records[: len(tiers)])
+    ]
+    plan = Plan(tuple(record.demand for record in records), tiers, FixedCosts(), depth, 2**40, 2**40)
+    return Executor(checkpoint, records, plan=plan, device=DEVICE)
+
+
+def check(run: Executor, passes: int = 3) -> None:
+    """Every record of every pass decodes to its layer."""
+    for _ in range(passes):
+        seen = []
+
+        def step(index: int, record: Record, seen: list[int] = seen) -> Any:
+            seen.append(index)
+            for name, array in LAYERS[index].items():
+                assert decode(record[name]).tobytes() == array.tobytes()
+            return record.words
+
+        run.run(step)
+        assert seen == list(range(len(run.plan.tiers)))
+
+
+TIERS: list[tuple[Tier, ...]] = [
+    ("disk",) * 5,
+    ("device", "disk", "host", "disk", "disk"),
+    ("host", "disk", "device", "host", "disk"),
+    ("disk",),
+    ("host",),
+    ("disk", "disk"),
+    ("host", "disk"),
+]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+@pytest.mark.parametrize("tiers", TIERS)
+def test_released_slots_may_be_overwritten(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tiers: tuple[Tier, ...], depth: int
+) -> None:
+    release = Ring.release
+
+    def poison(ring: Ring, slot: np.ndarray) -> None:
+        slot[:] = 0xFF
+        release(ring, slot)
+
+    monkeypatch.setattr(Ring, "release", poison)
+    run = executor(checkpoint, tiers, depth=depth)
+    check(run, passes=4)
+    streamed = sum(d.read_bytes for d, tier in zip(run.plan.demands, tiers, strict=True) if tier == "disk")
+    stays = sum(d.read_bytes for d, tier in zip(run.plan.demands, tiers, strict=True) if tier != "disk")
+    assert run.bytes_read == stays + 4 * streamed
+    run.close()
+
+
+def test_held_records_are_not_read_again(checkpoint: Checkpoint) -> None:
+    run = executor(checkpoint, ("host", "disk", "device"), held=(0, 2))
+    assert run.bytes_read == 0
+    check(run, passes=2)
+    assert run.bytes_read == 2 * run.plan.demands[1].read_bytes
+    run.close()
+
+
+def test_step_is_waited_for(checkpoint: Checkpoint) -> None:
+    """Buffers of at most the running step, the last one and those ahead are alive at once."""
+    run = executor(checkpoint, ("disk",) * 5, depth=2)
+    sizes = {part.buffer_bytes // 4 for record in checkpoint.manifest.records for part in record.parts}
+    most = 0
+
+    def step(index: int, record: Record) -> Any:
+        nonlocal most
+        alive = [a for a in jax.live_arrays() if a.dtype == np.uint32 and a.shape[0] in sizes]
+        most = max(most, sum(4 * a.size for a in alive))
+        return jax.numpy.zeros(3)
+
+    for _ in range(3):
+        run.run(step)
+    assert 0 < most <= run.plan.stream_buffer_bytes
+    run.close()
+
+
+class Failing:
+    """A checkpoint whose n-th read stalls and then fails."""
+
+    def __init__(self, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, at: int, stall: float = 0.0):
+        self.count, self.lock, read = 0, threading.Lock(), Checkpoint.read_part
+
+        def fail(own: Checkpoint, part: Part, *, into: np.ndarray) -> None:
+            with self.lock:
+                self.count += 1
+                count = self.count
+            if count >= at:
+                time.sleep(stall)
+                raise OSError("stale file handle")
+            read(own, part, into=into)
+
+        monkeypatch.setattr(Checkpoint, "read_part", fail)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 9, 14, 23])
+def test_failing_reads(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    Failing(checkpoint, monkeypatch, at, stall=0.01)
+    run = executor(checkpoint, ("disk",) * 5)
+    where = r"^record layers\.\d, part parts/layers\.\d\.\d"
+    with pytest.raises(
+        StreamError, match=rf"{where}: got OSError: stale file handle, expected [\d,]+ bytes; "
+    ):
+        check(run, passes=9)
+    with pytest.raises(StreamError, match="a call after close"):
+        run.run(lambda index, record: None)
+
+
+def test_close_does_not_wait_for_the_whole_ring(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = Checkpoint.read_part
+
+    def slow(own: Checkpoint, part: Part, *, into: np.ndarray) -> None:
+        reads.append(part)
+        time.sleep(0.05)
+        read(own, part, into=into)
+
+    monkeypatch.setattr(Checkpoint, "read_part", slow)
+    run = executor(checkpoint, ("disk",) * 5)
+    run.close()
+    assert len(reads) <= 4
+
+
+def test_interrupt_closes(checkpoint: Checkpoint) -> None:
+    run = executor(checkpoint, ("disk",) * 5)
+
+    def interrupt(index: int, record: Record) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run(interrupt)
+    assert not run._resident
+    assert not run._in_flight
+
+
+def test_resident_that_cannot_be_read_leaves_no_thread(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Failing(checkpoint, monkeypatch, at=1)
+    with pytest.raises(OSError, match="stale file handle"):
+        executor(checkpoint, ("disk", "device"))
+
+
+def test_results_do_not_depend_on_the_depth(checkpoint: Checkpoint) -> None:
+    found = set()
+    for depth in (1, 4):
+        with endor.stream(apply, checkpoint.path, device_memory=2**30, host_memory=0, depth=depth) as run:
+            found.add(np.asarray(run(inputs())[0]).tobytes())
+    assert len(found) == 1

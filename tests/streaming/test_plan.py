@@ -1,0 +1,210 @@
+"""Plans: inside their budgets, never worse for a larger one, and refused only when nothing fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from endor_jax.errors import DoesNotFitError, InvalidInputError
+from endor_jax.streaming.plan import Demand, FixedCosts, Plan, make_plan, spread
+
+MIB = 2**20
+PLENTY = 2**50
+
+
+def demand(i: int, size: int, parts: int = 1, *, held: bool = False) -> Demand:
+    return Demand(f"layers.{i}", size * parts - 100, size * parts, parts, size, held)
+
+
+equal = st.tuples(st.integers(1, 12), st.integers(1, 50), st.integers(1, 3)).map(
+    lambda drawn: [(4096 * drawn[1], drawn[2], False)] * drawn[0]
+)
+unequal = st.lists(
+    st.tuples(st.integers(1, 50).map(lambda pages: 4096 * pages), st.integers(1, 3), st.booleans()),
+    min_size=1,
+    max_size=12,
+)
+budgets = st.integers(0, 700).map(lambda pages: 4096 * pages)
+fixed_bytes = st.tuples(st.integers(0, 10**5), st.integers(0, 10**5))
+depths = st.integers(1, 4)
+
+
+def costs(device: int, host: int) -> FixedCosts:
+    return FixedCosts(device=(("KV cache", device),), host=(("token embedding", host),))
+
+
+def plan(
+    sizes: Sequence[tuple[int, int, bool]],
+    device: int,
+    host: int,
+    *,
+    depth: int = 2,
+    fixed: tuple[int, int] = (0, 0),
+) -> Plan | None:
+    """The plan, None if nothing fits."""
+    try:
+        return make_plan(
+            [demand(i, size, parts, held=held) for i, (size, parts, held) in enumerate(sizes)],
+            fixed=costs(*fixed),
+            device_budget_bytes=device,
+            host_budget_bytes=host,
+            depth=depth,
+        )
+    except DoesNotFitError:
+        return None
+
+
+@given(equal | unequal, budgets, budgets, depths, fixed_bytes)
+def test_budgets_hold(
+    sizes: list[tuple[int, int, bool]], device: int, host: int, depth: int, fixed: tuple[int, int]
+) -> None:
+    made = plan(sizes, device, host, depth=depth, fixed=fixed)
+    assume(made is not None)
+    assert made is not None
+    assert made.fits
+    assert made.device_bytes <= device
+    assert made.host_bytes <= host
+    assert made.count("device") + made.count("host") + made.count("disk") == len(sizes)
+    # What fits exactly is accepted, and gives the same.
+    exact = plan(sizes, made.device_bytes, made.host_bytes, depth=depth, fixed=fixed)
+    assert exact is not None
+    assert exact.transferred_bytes_per_pass == made.transferred_bytes_per_pass
+
+
+@given(equal | unequal, budgets, budgets, depths)
+def test_more_device_memory_never_transfers_more(
+    sizes: list[tuple[int, int, bool]], device: int, more: int, depth: int
+) -> None:
+    small, large = (plan(sizes, size, PLENTY, depth=depth) for size in (device, device + more))
+    assume(small is not None)
+    assert small is not None
+    assert large is not None
+    assert large.transferred_bytes_per_pass <= small.transferred_bytes_per_pass
+
+
+@given(equal | unequal, budgets, budgets, budgets, depths)
+def test_more_host_memory_never_reads_more(
+    sizes: list[tuple[int, int, bool]], device: int, host: int, more: int, depth: int
+) -> None:
+    small, large = (plan(sizes, device, size, depth=depth) for size in (host, host + more))
+    assume(small is not None)
+    assert small is not None
+    assert large is not None
+    assert large.tiers.count("device") == small.tiers.count("device")
+    assert large.read_bytes_per_pass <= small.read_bytes_per_pass
+
+
+@given(equal, budgets, budgets, budgets, budgets, depths)
+def test_more_memory_of_either_kind_never_streams_more(
+    sizes: list[tuple[int, int, bool]], device: int, host: int, more: int, other: int, depth: int
+) -> None:
+    small, large = (
+        plan(sizes, *pair, depth=depth) for pair in ((device, host), (device + more, host + other))
+    )
+    assume(small is not None)
+    assert small is not None
+    assert large is not None
+    assert len(large.streamed) <= len(small.streamed)
+    assert large.read_bytes_per_pass <= small.read_bytes_per_pass
+
+
+@given(equal | unequal, depths, fixed_bytes, st.sampled_from(["device", "host"]))
+def test_one_byte_less_than_the_minimum(
+    sizes: list[tuple[int, int, bool]], depth: int, fixed: tuple[int, int], short: str
+) -> None:
+    demands = [demand(i, size, parts, held=held) for i, (size, parts, held) in enumerate(sizes)]
+
+    def made(budget: int) -> Plan:
+        device, host = (budget, PLENTY) if short == "device" else (4096 * 40, budget)
+        return make_plan(
+            demands, fixed=costs(*fixed), device_budget_bytes=device, host_budget_bytes=host, depth=depth
+        )
+
+    try:
+        assume(made(0) is None)  # it fits even into nothing
+    except DoesNotFitError as error:
+        assume(f" of {short} memory" in error.got)
+        least = int(error.expected.split("(")[1].split()[0].replace(",", ""))
+    assert made(least).fits
+    with pytest.raises(DoesNotFitError) as caught:
+        made(least - 1)
+    text = str(caught.value)
+    assert f"raise --{short}-memory. The smallest plan:\nrecords" in text
+    assert f"({least:,} bytes)" in text
+    assert caught.value.exit_code == 3
+
+
+@given(st.integers(1, 200), st.integers(0, 200))
+def test_spread_is_even(total: int, count: int) -> None:
+    count = min(count, total)
+    chosen = spread(range(total), count)
+    assert len(chosen) == count
+    gaps = {b - a for a, b in zip(chosen, [*chosen[1:], *(i + total for i in chosen[:1])], strict=True)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_streamed_records_are_spaced() -> None:
+    made = plan([(MIB, 1, False)] * 12, 10 * MIB, PLENTY)
+    assert made is not None
+    assert made.count("device") == 6
+    assert made.streamed == (0, 2, 4, 6, 8, 10)
+
+
+def test_the_unequal_record_that_matters_is_kept() -> None:
+    # One resident of any place fits beside the stream's buffers; the large one saves most.
+    made = plan([(MIB, 1, False), (3 * MIB, 1, False)], 10 * MIB, PLENTY, depth=1)
+    assert made is not None
+    assert made.tiers[1] == "device"
+
+
+def test_held_records_cost_no_host_memory() -> None:
+    made = plan([(9 * MIB, 1, True)] + [(MIB, 1, False)] * 40, 36 * MIB, 4 * MIB)
+    assert made is not None
+    assert made.tiers == ("host", *["disk"] * 40)
+    assert made.host_bytes == 4 * MIB
+
+
+def test_everything_fits() -> None:
+    made = plan([(MIB, 2, False)] * 5, 10 * MIB, 0)
+    assert made is not None
+    assert made.tiers == ("device",) * 5
+    assert (made.device_bytes, made.host_bytes, made.slots) == (10 * MIB, 0, 0)
+
+
+def test_the_ring_is_no_larger_than_what_it_can_hold() -> None:
+    made = plan([(MIB, 1, False)], 2 * MIB - 1, PLENTY, depth=4)
+    assert made is not None
+    assert made.tiers == ("device",)
+    made = plan([(MIB, 1, False)] * 2, 4 * MIB, 0, depth=8)
+    assert made is not None
+    assert made.count("device") == 2
+
+
+def test_repr() -> None:
+    made = make_plan(
+        [demand(i, MIB) for i in range(10)],
+        fixed=costs(3 * MIB, 512 * 1024),
+        device_budget_bytes=9 * MIB,
+        host_budget_bytes=int(6.5 * MIB),
+    )
+    assert repr(made).splitlines() == [
+        "records      2 on the device, 2 in host memory, 6 on disk",
+        "per pass     5.999 MiB read, 8 MiB transferred",
+        "device       9 MiB of 9 MiB",
+        "  KV cache            3 MiB",
+        "  resident records    2 MiB",
+        "  stream buffers      4 MiB",
+        "host         6.5 MiB of 6.5 MiB",
+        "  token embedding     512 KiB",
+        "  kept records        2 MiB",
+        "  ring of 4 slots     4 MiB",
+    ]
+
+
+@pytest.mark.parametrize("depth", [0, -1])
+def test_depth_must_be_positive(depth: int) -> None:
+    with pytest.raises(InvalidInputError, match=f"depth: got {depth}, expected at least 1"):
+        plan([(MIB, 1, False)], PLENTY, PLENTY, depth=depth)

@@ -1,0 +1,165 @@
+"""`stream`: the same bits whatever the budget, one compilation, exact byte counts, nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_stacks import apply, device_budget, host_budget, inputs, save_in_parts, stack
+
+import endor_jax as endor
+from endor_jax.streaming.plan import Plan
+
+COUNT = 8
+LAYERS = stack(COUNT)
+PLENTY = 2**40
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stream") / "x.endor"
+    endor.save(path, LAYERS)
+    return path
+
+
+def plain(layers: list[Any], x: Any, states: list[Any]) -> tuple[np.ndarray, list[Any]]:
+    """The same layers, jitted on dense parameters."""
+    step = jax.jit(apply)
+    states = list(states)
+    for i, layer in enumerate(layers):
+        x, states[i] = step(layer, x, states[i])
+    return np.asarray(x), states
+
+
+def zeros(count: int) -> list[Any]:
+    return [jnp.zeros(()) for _ in range(count)]
+
+
+def test_every_budget_depth_and_tier_gives_the_same_bits(path: Path) -> None:
+    tiers = set()
+    expected, states = plain(LAYERS, inputs(), zeros(COUNT))
+    for depth, device, host in [
+        *((1, 3, 3), (2, 4, 4), (3, 5, 5), (4, 6, 6)),  # all streamed
+        *((2, 5, 6), (1, 5, 5), (3, 6, 6)),  # some of each
+        *((4, 6, COUNT), (2, COUNT, 0)),  # all in host memory, all on the device
+    ]:
+        memory = device_budget(path, device), host_budget(path, host)
+        with endor.stream(apply, path, device_memory=memory[0], host_memory=memory[1], depth=depth) as run:
+            x, new = run(inputs(), zeros(COUNT))
+            again, _ = run(inputs(), zeros(COUNT))
+            tiers.add(frozenset(run.plan.tiers))
+        assert np.asarray(x).tobytes() == np.asarray(again).tobytes() == expected.tobytes()
+        assert np.asarray(new).tobytes() == np.asarray(states).tobytes()
+    assert tiers == {
+        frozenset(names) for names in (["disk"], ["host"], ["device"], ["device", "host", "disk"])
+    }
+
+
+def expected_bytes(plan: Plan, passes: int) -> tuple[int, int]:
+    stay = [demand for demand, tier in zip(plan.demands, plan.tiers, strict=True) if tier != "disk"]
+    resident = [demand for demand, tier in zip(plan.demands, plan.tiers, strict=True) if tier == "device"]
+    return (
+        sum(demand.read_bytes for demand in stay) + passes * plan.read_bytes_per_pass,
+        sum(demand.buffer_bytes for demand in resident) + passes * plan.transferred_bytes_per_pass,
+    )
+
+
+@pytest.mark.parametrize(("device", "host"), [(4, 4), (5, 4), (6, 6), (4, 50), (50, 4)])
+def test_bytes_are_those_of_the_passes(path: Path, device: int, host: int) -> None:
+    with endor.stream(
+        apply, path, device_memory=device_budget(path, device), host_memory=host_budget(path, host)
+    ) as run:
+        for passes in range(5):
+            assert (run.bytes_read, run.bytes_transferred) == expected_bytes(run.plan, passes)
+            run(inputs())
+        assert run.bytes_read == expected_bytes(run.plan, 5)[0]
+
+
+def test_checkpoint_counts_what_is_read_ahead_too(path: Path) -> None:
+    device, host = device_budget(path, 4), host_budget(path, 4)
+    with endor.stream(apply, path, device_memory=device, host_memory=host) as run:
+        run(inputs())
+        ahead = run._checkpoint.bytes_read - run.bytes_read
+        assert 0 <= ahead <= run.plan.slots * run.plan.slot_bytes
+
+
+def test_one_compilation_for_all_layers(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    traces = []
+
+    def counted(params: Any, x: Any, state: Any) -> Any:
+        traces.append(1)
+        return apply(params, x, state)
+
+    device, host = device_budget(path, 5), host_budget(path, 5)
+    with (
+        jax.log_compiles(),
+        caplog.at_level(logging.WARNING, logger="jax"),
+        endor.stream(counted, path, device_memory=device, host_memory=host) as run,
+    ):
+        x, states = run(inputs(), [np.zeros((), np.float32)] * COUNT)
+        run(x, states)
+        run(inputs(), states)
+    compiled = [record for record in caplog.records if record.getMessage().startswith("Compiling jit(step)")]
+    assert (len(traces), len(compiled)) == (1, 1)
+
+
+def test_one_compilation_per_signature(tmp_path: Path) -> None:
+    traces = []
+
+    def counted(params: Any, x: Any, state: Any) -> Any:
+        traces.append(params["up"].shape)
+        return apply(params, x, state)
+
+    layers = [*stack(2), *stack(3, hidden=128), *stack(2, seed=1)]
+    endor.save(tmp_path / "x", layers)
+    expected, _ = plain(layers, inputs(), [None] * 7)
+    device, host = device_budget(tmp_path / "x", 4), host_budget(tmp_path / "x", 4)
+    with endor.stream(counted, tmp_path / "x", device_memory=device, host_memory=host) as run:
+        assert run.plan.count("disk") == 7
+        for _ in range(3):
+            assert np.asarray(run(inputs())[0]).tobytes() == expected.tobytes()
+    assert sorted(traces) == [(96, 64), (128, 64)]
+
+
+def test_trees_of_one_layout_are_told_apart(tmp_path: Path) -> None:
+    leaf = np.full(3, 2.0, np.float32)
+    endor.save(tmp_path / "x", [[leaf], (leaf,), [leaf]])
+    seen = []
+
+    def layer(params: Any, x: Any, state: Any) -> Any:
+        seen.append(type(params))
+        return x * params[0], state
+
+    with endor.stream(layer, tmp_path / "x", device_memory=PLENTY, host_memory=PLENTY) as run:
+        x, states = run(np.ones(3, np.float32))
+    assert seen == [list, tuple]
+    assert np.array_equal(x, np.full(3, 8.0))
+    assert states == [None] * 3
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_records_of_several_parts(tmp_path: Path, parts: int) -> None:
+    save_in_parts(tmp_path / "x", LAYERS, parts)
+    expected, _ = plain(LAYERS, inputs(), [None] * COUNT)
+    for depth, buffers in ((1, 3), (2, 5), (4, 6)):
+        budget = device_budget(tmp_path / "x", buffers)
+        host = host_budget(tmp_path / "x", buffers)
+        with endor.stream(apply, tmp_path / "x", device_memory=budget, host_memory=host, depth=depth) as run:
+            for _ in range(3):
+                assert np.asarray(run(inputs())[0]).tobytes() == expected.tobytes()
+            assert (run.bytes_read, run.bytes_transferred) == expected_bytes(run.plan, 3)
+
+
+def test_many_passes_wrap_around(path: Path) -> None:
+    device, host = device_budget(path, 5), host_budget(path, 5)
+    x: Any = inputs()
+    expected: Any = inputs()
+    with endor.stream(apply, path, device_memory=device, host_memory=host) as run:
+        for _ in range(20):
+            (x, _), (expected, _) = run(x), plain(LAYERS, expected, [None] * COUNT)
+            assert np.asarray(x).tobytes() == expected.tobytes()
