@@ -1,1 +1,22 @@
-"""Settings for all tests: strict dtypes, one CPU thread pool, fixtures of real models."""
+"""Settings for all tests: strict dtypes and ranks, four devices on the host, steady hypothesis."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import jax
+
+# Mixed dtypes and silently broadcast ranks are errors in the package: users may run with these settings.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# For shard_map and device placement. Arrays still go to the first one by default.
+jax.config.update("jax_num_cpu_devices", 4)
+
+# No deadline: examples share the machine. Derandomised, so that a failure is the same everywhere; set
+# HYPOTHESIS_PROFILE=explore to look for new ones.
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, max_examples=100, database=None
+)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))

@@ -29,5 +29,5 @@ def pack(mask: np.ndarray) -> np.ndarray:
 
 def unpack(words: np.ndarray, columns: int) -> np.ndarray:
     """(rows, words_per_row) uint32 -> (rows, columns) bool."""
-    rows = np.ascontiguousarray(words).view(np.uint8).reshape(words.shape[0], -1)
-    return np.unpackbits(rows, axis=1, count=columns, bitorder="little").view(bool)
+    held = np.ascontiguousarray(words).view(np.uint8)
+    return np.unpackbits(held, axis=1, count=columns, bitorder="little").view(bool)

@@ -22,7 +22,7 @@ from endor_jax.format.values import (
 )
 
 TOLERANCE = 1.01
-"""Of codecs within 1 % of the smallest, the one with fewest escapes is taken: escapes cost time, not only bytes."""
+"""Of codecs within 1 % of the smallest, the one with fewest escapes is taken: escapes cost time too."""
 
 
 def choose_codec(samples: Sequence[np.ndarray], values: str = "auto") -> Codec:

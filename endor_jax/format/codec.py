@@ -20,9 +20,9 @@ Select = Callable[[str, Any], bool]
 def encode(params: Any, *, values: str = "auto", select: Select | None = None) -> Any:
     """Compresses an array, or every selected leaf of a parameter tree, losslessly.
 
-    params: one array of bfloat16, float16 or float32 and rank 2 or more, or any pytree of arrays; other leaves
-    of a tree stay as they are. values: "auto" (fewest bytes), "raw", "packed", "packed:K". select: which
-    leaves of a tree; by default every one that can be encoded. Returns SparseTensor in place of each.
+    params: one array of bfloat16, float16 or float32 and rank 2 or more, or any pytree of arrays; other
+    leaves of a tree stay as they are. values: "auto" (fewest bytes), "raw", "packed", "packed:K". select:
+    which leaves of a tree; by default every one that can be encoded. Returns SparseTensor in place of each.
     Raises UnsupportedError for a selected array that the format cannot hold.
     """
 

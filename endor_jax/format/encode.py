@@ -47,9 +47,9 @@ BLOCK_ELEMENTS = 1 << 16
 class EncodedMatrix:
     """The pieces of one matrix, before they have a place in a part.
 
-    bitmap: (rows, words_per_row) uint32, None for dense codecs; counts: (rows, segments) fields per segment;
-    bases: (rows, segments) uint8, None for raw; stream: uint32 words of all fields; escape_index: (n,) uint32
-    row-major element indices, ascending; escape_bits: (n,) those elements; nonzero: elements that are not +0.0.
+    bitmap: (rows, words_per_row) uint32, None for dense codecs. counts: (rows, segments) fields per segment.
+    bases: (rows, segments) uint8, None for raw. stream: uint32 words of all fields. escape_index: (n,) uint32
+    row-major element indices, ascending. escape_bits: (n,) those elements. nonzero: elements other than +0.0.
     """
 
     bitmap: np.ndarray | None

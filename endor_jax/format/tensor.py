@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from endor_jax.format.layout import TensorLayout
 
-Words = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+if TYPE_CHECKING:
+    Words = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+else:  # what holds words when we make it; JAX rebuilds pytrees with shardings, axes and placeholders too
+    Words = Any
 
 
 @jax.tree_util.register_dataclass
@@ -21,9 +26,10 @@ class SparseTensor:
         only when a record was cut). Under `vmap` and `shard_map` they carry the usual extra axes.
     layout: static; where in each part the sections of this tensor are.
 
-    Invariants: `layout.streams` of every part lie inside it; the last part may end in empty padding rows;
-    `expand` gives exactly the array that was encoded. A view made by `record[name]` shares the record's words:
-    pass records, not views, across jit, device_put and checkpoints, or each view transfers the whole record.
+    Invariants: sections, stream and escapes of every part lie inside it; the last part may end in empty
+    padding rows; `expand` gives exactly the array that was encoded. A view made by `record[name]` shares the
+    record's words: pass records, not views, across jit, device_put and checkpoints, or each view transfers
+    the whole record.
     """
 
     parts: tuple[Words, ...]
@@ -41,6 +47,7 @@ class SparseTensor:
 
     def __repr__(self) -> str:
         codec = getattr(self.layout, "codec", None)
-        held = sum(4 * int(np.prod(words.shape)) for words in self.parts)
         how = codec.name if codec else "dense"
-        return f"SparseTensor({self.dtype}{list(self.shape)}, {how}, {held:,} bytes in {len(self.parts)} part(s))"
+        held = sum(4 * math.prod(words.shape) for words in self.parts)
+        where = f"{held:,} bytes in {len(self.parts)} part(s)"
+        return f"SparseTensor({self.dtype}{list(self.shape)}, {how}, {where})"

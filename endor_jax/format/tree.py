@@ -1,8 +1,8 @@
 """Parameter trees by name: leaves get dotted names, and the tree's shape becomes a JSON value.
 
-A tree of dicts, lists and tuples can be built again from its shape. Any other pytree (an `nnx.State`, a
-dataclass) is named just the same, but only the caller knows its type: the shape is then None, and whoever
-reads the tree back says what it is like.
+A tree of dicts (with text for keys), lists and tuples can be built again from its shape. Any other pytree
+(an `nnx.State`, a dataclass) is named just the same, but only the caller knows its type: the shape is then
+None, and whoever reads the tree back says what it is like.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def tree_shape(tree: Any) -> Shape:
     names = iter(named_leaves(tree))
 
     def shape(node: Any) -> Shape:
-        if type(node) is dict:
+        if type(node) is dict and all(type(key) is str for key in node):
             # jax orders dict leaves by key, and so do we, or names would meet the wrong leaves
-            return {"dict": {str(key): shape(node[key]) for key in sorted(node)}}
+            return {"dict": {key: shape(node[key]) for key in sorted(node)}}
         if type(node) in (list, tuple):
             return {type(node).__name__: [shape(item) for item in node]}
         if node is None:
@@ -54,7 +54,7 @@ def tree_shape(tree: Any) -> Shape:
 
     try:
         return shape(tree)
-    except TypeError:  # an unknown container, or dict keys of mixed types
+    except TypeError:  # an unknown container, or keys that JSON would turn into text
         return None
 
 

@@ -1,1 +1,4 @@
-"""Device operations on a SparseTensor: expand it, multiply by it. One folder per operation, one file per backend."""
+"""Device operations on a SparseTensor: expand it, multiply by it.
+
+One folder per operation, one file per backend.
+"""

@@ -13,7 +13,7 @@ from endor_jax.errors import UnsupportedError
 Implementation = Literal["xla", "triton", "mosaic", "cpu"]
 
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("xla",)}
-"""Per JAX platform, what is available, best first. A backend enters here when its conformance suite passes."""
+"""Per JAX platform, what is available, best first. A backend enters when its conformance suite passes."""
 
 
 def resolve(requested: Implementation | None, platform: str) -> Implementation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.core
 
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record

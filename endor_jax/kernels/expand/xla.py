@@ -2,8 +2,10 @@
 
 Per segment of S columns: popcount of the bitmap words, running sum over the words of the segment, popcount of
 the bits below each element; that rank times b plus the segment's offset is a bit position, from which two
-words of the stream give the field. No running sum is longer than S/32 words (a global one is 20 times
-slower), everything else is elementwise and fuses into the loop that writes the result.
+words of the stream give the field. Without a bitmap the rank is the column within the segment. No running sum
+is longer than S/32 words (a global one is 20 times slower), everything else is elementwise and fuses into the
+loop that writes the result: nothing of the matrix's size is held beside it, but for one copy of the element
+bits where there are escapes to scatter (XLA scatters integers bit for bit, bfloat16 by way of float32).
 
 Positions are clamped into the part by the gather (mode="clip"): damaged offsets give wrong values, never a
 read outside.
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Shaped, UInt, UInt32
@@ -25,7 +26,7 @@ from endor_jax.format.tensor import SparseTensor
 WORD_BITS = 32
 
 
-def expand(tensor: SparseTensor) -> Shaped[Array, "..."]:
+def expand(tensor: SparseTensor) -> Shaped[Array, " *shape"]:
     """The dense array. See `endor_jax.kernels.expand.api.expand`."""
     layout = tensor.layout
     parts = [jnp.asarray(words) for words in tensor.parts]
@@ -37,80 +38,76 @@ def expand(tensor: SparseTensor) -> Shaped[Array, "..."]:
     return lax.bitcast_convert_type(bits[:rows].reshape(layout.shape), dtype_from_name(layout.dtype))
 
 
-def _dense(words: UInt32[Array, " words"], layout: DenseLayout) -> Shaped[Array, "..."]:
-    """An array stored as its own bytes."""
+def _dense(words: UInt32[Array, " words"], layout: DenseLayout) -> Shaped[Array, " *shape"]:
+    """An array stored as its own bytes, at most 4 of them per element."""
     dtype = dtype_from_name(layout.dtype)
-    count = math.prod(layout.shape)
-    held = _section(words, layout.data)
-    if dtype.itemsize < 4:
-        held = lax.bitcast_convert_type(held, jnp.dtype(f"uint{8 * dtype.itemsize}")).reshape(-1)
-    elif dtype.itemsize > 4:
-        held = held.reshape(-1, dtype.itemsize // 4)
-    if dtype == jnp.bool_:
-        return held[:count].reshape(layout.shape).astype(bool)
-    return lax.bitcast_convert_type(held, dtype).reshape(-1)[:count].reshape(layout.shape)
+    held = lax.bitcast_convert_type(_section(words, layout.data), jnp.dtype(f"uint{8 * dtype.itemsize}"))
+    held = held.reshape(-1)[: math.prod(layout.shape)].reshape(layout.shape)
+    return held.astype(bool) if dtype == jnp.bool_ else lax.bitcast_convert_type(held, dtype)
 
 
 def _expand_part(words: UInt32[Array, " words"], layout: FieldLayout) -> UInt[Array, "rows columns"]:
     """Element bits of one part's rows, in the unsigned dtype of the element."""
-    rows, segment, segments = layout.rows, layout.segment, layout.segments
+    rows, segments = layout.rows, layout.segments
     stored, rank = _stored_and_rank(words, layout)
     offsets = _section(words, layout.offsets).reshape(rows, segments, 1)
-    position = offsets + rank * jnp.uint32(layout.field_bits)
-    field = _read_field(words, position, layout.field_bits)
-    bits = jnp.where(stored, _elements(field, words, layout), jnp.uint32(0))
-    bits = bits.reshape(rows, segments * segment)[:, : layout.columns].astype(layout.number.unsigned)
+    field = _read_field(words, offsets + rank * jnp.uint32(layout.field_bits), layout.field_bits)
+    bits = _elements(field, words, layout)
+    if stored is not None:
+        bits = jnp.where(stored, bits, jnp.uint32(0))
+    bits = bits.reshape(rows, segments * layout.segment)[:, : layout.columns].astype(layout.number.unsigned)
     return _scatter_escapes(bits, words, layout) if layout.escape_capacity else bits
 
 
 def _stored_and_rank(
     words: UInt32[Array, " words"], layout: FieldLayout
-) -> tuple[Bool[Array, "rows segments segment"], UInt32[Array, "rows segments segment"]]:
-    """Which elements have a field, and the rank of each among those of its segment."""
+) -> tuple[Bool[Array, "rows segments segment"] | None, UInt32[Array, "#rows #segments segment"]]:
+    """Which elements have a field (None: all), and the rank of each among those of its segment."""
     rows, segment, segments = layout.rows, layout.segment, layout.segments
     if layout.bitmap is None:
-        column = jnp.arange(segments * segment, dtype=jnp.uint32).reshape(1, segments, segment)
-        shape = (rows, segments, segment)
-        return jnp.ones(shape, bool), jnp.broadcast_to(column % jnp.uint32(segment), shape)
+        return None, jnp.arange(segment, dtype=jnp.uint32).reshape(1, 1, segment)
     padded = round_up(segment, WORD_BITS)
     bitmap = _section(words, layout.bitmap).reshape(rows, -1)
     bitmap = jnp.pad(bitmap, ((0, 0), (0, segments * padded // WORD_BITS - bitmap.shape[1])))
     bitmap = bitmap.reshape(rows, segments, padded // WORD_BITS, 1)
     counts = lax.population_count(bitmap)
     before = jnp.cumsum(counts, axis=2, dtype=jnp.uint32) - counts
-    bit = jnp.arange(WORD_BITS, dtype=jnp.uint32)
-    stored = (bitmap >> bit) & jnp.uint32(1)
+    bit = jnp.arange(WORD_BITS, dtype=jnp.uint32).reshape(1, 1, 1, WORD_BITS)
+    stored = ((bitmap >> bit) & jnp.uint32(1)) != 0
     below = lax.population_count(bitmap & ((jnp.uint32(1) << bit) - jnp.uint32(1)))
     shape = (rows, segments, padded)
-    return (stored != 0).reshape(shape)[:, :, :segment], (before + below).reshape(shape)[:, :, :segment]
+    return stored.reshape(shape)[:, :, :segment], (before + below).reshape(shape)[:, :, :segment]
 
 
 def _read_field(
-    words: UInt32[Array, " words"], position: UInt32[Array, "..."], width: int
-) -> UInt32[Array, "..."]:
-    """The `width` bits of the part that start at each bit position."""
+    words: UInt32[Array, " words"], position: UInt32[Array, " *shape"], width: int
+) -> UInt32[Array, " *shape"]:
+    """The `width` bits of the part that start at each bit position, in the low bits; above them anything."""
     index = position >> jnp.uint32(5)
     shift = position & jnp.uint32(31)
     low = words.at[index].get(mode="clip") >> shift
-    if WORD_BITS % width:  # otherwise no field crosses a word: streams start on words
-        # Shifted in two steps, because a shift by 32 is undefined and `shift` may be 0.
-        high = words.at[index + jnp.uint32(1)].get(mode="clip")
-        low = low | ((high << jnp.uint32(1)) << (jnp.uint32(31) - shift))
-    return low & jnp.uint32((1 << width) - 1)
+    if WORD_BITS % width == 0:  # no field crosses a word: streams start on words
+        return low
+    # Shifted in two steps, because a shift by 32 is undefined and `shift` may be 0.
+    high = words.at[index + jnp.uint32(1)].get(mode="clip")
+    return low | ((high << jnp.uint32(1)) << (jnp.uint32(31) - shift))
 
 
 def _elements(
     field: UInt32[Array, "rows segments segment"], words: UInt32[Array, " words"], layout: FieldLayout
 ) -> UInt32[Array, "rows segments segment"]:
-    """Element bits from fields (docs/format.md, "Decoding a packed field")."""
+    """Element bits from fields, in the low bits (docs/format.md, "Fields"): sign-extend, AND, add."""
     if layout.bases is None:
         return field
     number, width = layout.number, layout.field_bits
     held = lax.bitcast_convert_type(_section(words, layout.bases), jnp.uint8).reshape(-1)
     bases = held[: layout.rows * layout.segments].reshape(layout.rows, layout.segments, 1).astype(jnp.uint32)
-    sign = (field >> jnp.uint32(width - 1)) << jnp.uint32(number.bits - 1)
-    magnitude = field & jnp.uint32((1 << (width - 1)) - 1)
-    return sign | (magnitude + (bases << jnp.uint32(number.mantissa_bits)))
+    top = WORD_BITS - width
+    extended = lax.bitcast_convert_type(field << jnp.uint32(top), jnp.int32) >> jnp.int32(top)
+    keep = jnp.uint32(1 << (number.bits - 1) | (1 << (width - 1)) - 1)
+    return (lax.bitcast_convert_type(extended, jnp.uint32) & keep) + (
+        bases << jnp.uint32(number.mantissa_bits)
+    )
 
 
 def _scatter_escapes(
@@ -124,7 +121,8 @@ def _scatter_escapes(
     packed = words.at[start + count + entry // jnp.uint32(per_word)].get(mode="clip")
     shift = (entry % jnp.uint32(per_word)) * jnp.uint32(layout.number.bits % WORD_BITS)
     value = (packed >> shift).astype(bits.dtype)
-    index = jnp.where(entry < count, index, jnp.uint32(bits.size))
+    # Behind the end, each at its own place: what the scatter is told (unique, sorted) stays true.
+    index = jnp.where(entry < count, index, jnp.uint32(bits.size) + entry)
     flat = bits.reshape(-1).at[index].set(value, mode="drop", unique_indices=True, indices_are_sorted=True)
     return flat.reshape(bits.shape)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from endor_jax.errors import InvalidInputError
@@ -20,7 +21,7 @@ def linear(
     x: Float[Array, "*batch inputs"],
     tensor: SparseTensor,
     *,
-    output_dtype: jnp.dtype | None = None,
+    output_dtype: DTypeLike | None = None,
     implementation: Implementation | None = None,
 ) -> Float[Array, "*batch outputs"]:
     """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -12,9 +13,9 @@ def dense(
     x: Float[Array, "*batch inputs"],
     weight: Float[Array, "outputs inputs"],
     *,
-    output_dtype: jnp.dtype | None = None,
+    output_dtype: DTypeLike | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """x @ weight.T in `output_dtype` (x's own by default); products are summed in float32 whatever the dtypes.
+    """x @ weight.T in `output_dtype` (x's own by default); sums are float32 whatever the dtypes.
 
     On CPU both sides are widened first: the same sum, and XLA's bfloat16 matrix-vector product there is 30
     times slower than its float32 one. The widening fuses into whatever produces `weight`.

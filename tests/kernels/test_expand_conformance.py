@@ -1,0 +1,280 @@
+"""One suite for every implementation of `expand`: on every named shape it equals the oracle `decode`.
+
+An implementation joins by being listed in `backends.IMPLEMENTATIONS` for the platform the tests run on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import shapes
+import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from shapes import NamedShape
+
+from endor_jax.arrays import FLOAT_FORMATS, bits_of, dtype_from_name
+from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.format.decode import decode
+from endor_jax.format.encode import encode_array, encode_record, with_escapes
+from endor_jax.format.layout import FieldLayout, Section, TensorSpec, plan_layout
+from endor_jax.format.record import Record
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import Codec, parse_codec
+from endor_jax.kernels.backends import IMPLEMENTATIONS, Implementation
+from endor_jax.kernels.expand import expand, expand_all
+
+CODECS = {
+    "bfloat16": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
+    "float16": ("raw", "packed:1", "packed:4", "dense-raw", "dense-packed:2"),
+    "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
+}
+
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS[jax.default_backend()])
+every_dtype_and_codec = pytest.mark.parametrize(
+    ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
+)
+
+
+@functools.cache
+def expander(implementation: Implementation) -> Callable[[SparseTensor], jax.Array]:
+    return jax.jit(functools.partial(expand, implementation=implementation))
+
+
+def assert_same_bits(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:
+    got = np.asarray(got)
+    assert got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    np.testing.assert_array_equal(bits_of(got), bits_of(expected))
+
+
+def field_layout(tensor: SparseTensor) -> FieldLayout:
+    assert isinstance(tensor.layout, FieldLayout)
+    return tensor.layout
+
+
+@every_implementation
+@every_dtype_and_codec
+@pytest.mark.parametrize("named", shapes.SHAPES, ids=str)
+def test_equals_the_oracle(implementation: Implementation, dtype: str, codec: str, named: NamedShape) -> None:
+    array = shapes.weights(named, dtype)
+    tensor = encode_array(array, codec)
+    expanded = expander(implementation)(tensor)
+    assert_same_bits(expanded, decode(tensor))
+    assert_same_bits(expanded, array)
+
+
+@every_implementation
+@given(strategies.encodable(max_elements=400))
+@settings(max_examples=6)
+def test_any_bits_without_jit(implementation: Implementation, case: tuple[np.ndarray, Codec]) -> None:
+    array, codec = case
+    assert_same_bits(expand(encode_array(array, codec.name), implementation=implementation), array)
+
+
+def longer(tensor: SparseTensor, words: int, fill: int) -> SparseTensor:
+    """The same tensor in a device buffer of a larger size class, with rubbish behind the part."""
+    tail = np.full(words, fill, np.uint32)
+    return SparseTensor(
+        tuple(jnp.asarray(np.concatenate([part, tail])) for part in tensor.parts), tensor.layout
+    )
+
+
+@every_implementation
+@every_dtype_and_codec
+@pytest.mark.parametrize("name", ["word_tail", "segment_tail"])
+def test_what_lies_behind_the_part_changes_nothing(
+    implementation: Implementation, dtype: str, codec: str, name: str
+) -> None:
+    array = shapes.weights(shapes.BY_NAME[name], dtype)
+    tensor = encode_array(array, codec)
+    expand_jitted = expander(implementation)
+    for fill in (0xFFFFFFFF, 0xDEADBEEF):
+        assert_same_bits(expand_jitted(longer(tensor, 1000, fill)), array)
+
+
+@every_implementation
+@every_dtype_and_codec
+def test_room_for_more_escapes_than_there_are(implementation: Implementation, dtype: str, codec: str) -> None:
+    """`escape_capacity` is a bound over a signature: entries past this record's own count are not its."""
+    array = shapes.weights(shapes.BY_NAME["rank_3"], dtype)
+    tensor = encode_array(array, codec)
+    for capacity in (field_layout(tensor).escape_capacity + 1, 3 * array.size):
+        layout = replace(field_layout(tensor), escape_capacity=capacity)
+        roomy = longer(SparseTensor(tensor.parts, layout), 64, 0x00000001)
+        assert_same_bits(expander(implementation)(roomy), array)
+
+
+def equal_layouts(dtype: str, codec: str, count: int) -> tuple[list[np.ndarray], SparseTensor]:
+    """Arrays of one shape, and their words stacked: (count, words) with one layout."""
+    arrays = [shapes.weights(shapes.BY_NAME["word_tail"], dtype, seed=seed) for seed in range(count)]
+    layout = plan_layout({"array": TensorSpec(arrays[0].shape, dtype, parse_codec(codec))})
+    encoded = [encode_record(layout, {"array": array}) for array in arrays]
+    most = max(e.escapes["array"] for e in encoded)
+    length = max(len(e.parts[0]) for e in encoded)
+    words = [np.pad(e.parts[0], (0, length - len(e.parts[0])), constant_values=0xABCD) for e in encoded]
+    return arrays, SparseTensor(
+        (jnp.asarray(np.stack(words)),), with_escapes(layout, {"array": most})["array"]
+    )
+
+
+@every_implementation
+@every_dtype_and_codec
+def test_under_vmap(implementation: Implementation, dtype: str, codec: str) -> None:
+    arrays, stacked = equal_layouts(dtype, codec, count=3)
+    expanded = jax.jit(jax.vmap(functools.partial(expand, implementation=implementation)))(stacked)
+    assert_same_bits(expanded, np.stack(arrays))
+
+
+@every_implementation
+@pytest.mark.parametrize(
+    ("dtype", "codec"),
+    [("bfloat16", "packed:2"), ("float16", "raw"), ("float32", "dense-packed:3"), ("bfloat16", "dense-raw")],
+)
+def test_under_shard_map(implementation: Implementation, dtype: str, codec: str) -> None:
+    """Each device expands its own rows: the sharded array is the arrays one after the other."""
+    devices = jax.devices()
+    if len(devices) < 4:
+        pytest.skip("needs four devices")
+    mesh = jax.make_mesh((4,), ("rows",), devices=devices[:4])
+    arrays, stacked = equal_layouts(dtype, codec, count=4)
+    spec = PartitionSpec("rows")
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
+    def local(tensor: SparseTensor) -> jax.Array:
+        mine = jax.tree.map(lambda words: words.reshape(-1), tensor)
+        return expand(mine, implementation=implementation)
+
+    expanded = jax.jit(local)(jax.device_put(stacked, NamedSharding(mesh, spec)))
+    assert expanded.addressable_shards[3].data.shape == arrays[3].shape
+    assert_same_bits(expanded, np.concatenate(arrays))
+
+
+@every_implementation
+@pytest.mark.parametrize("parts", [2, 3, 5])
+@pytest.mark.parametrize("codec", ["packed:2", "dense-packed:3"])
+def test_several_parts(implementation: Implementation, codec: str, parts: int) -> None:
+    """Also more parts than rows: the last ones are all padding."""
+    for name in ("segment_of_one_column", "rank_3"):
+        array = shapes.weights(shapes.BY_NAME[name], "bfloat16")
+        layout = plan_layout({"w": TensorSpec(array.shape, "bfloat16", parse_codec(codec))}, parts=parts)
+        encoded = encode_record(layout, {"w": array})
+        record = Record(encoded.parts, with_escapes(layout, encoded.escapes))
+        assert_same_bits(expander(implementation)(record["w"]), array)
+
+
+@every_implementation
+@every_dtype_and_codec
+def test_damaged_parts_give_wrong_values_only(implementation: Implementation, dtype: str, codec: str) -> None:
+    """Any words where positions and counts are: no crash, no hang, the right shape."""
+    array = shapes.weights(shapes.BY_NAME["segment_tail"], dtype)
+    tensor = encode_array(array, codec)
+    layout = replace(field_layout(tensor), escape_capacity=max(40, field_layout(tensor).escape_capacity))
+    sections = [s for s in (layout.offsets, layout.bases, layout.bitmap) if s is not None]
+    header = Section(layout.header, 2)
+    expand_jitted = expander(implementation)
+    random = np.random.default_rng(0)
+    for place in (header, *sections, Section(0, len(tensor.parts[0]))):
+        for fill in (None, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000):
+            words = np.array(tensor.parts[0])
+            noise = random.integers(0, 2**32, place.words, dtype=np.uint64).astype(np.uint32)
+            words[place.start : place.stop] = noise if fill is None else fill
+            expanded = expand_jitted(SparseTensor((jnp.asarray(words),), layout)).block_until_ready()
+            assert expanded.shape == array.shape
+            assert expanded.dtype == array.dtype
+
+
+@every_implementation
+def test_a_damaged_escape_list_is_dropped_where_it_points_outside(implementation: Implementation) -> None:
+    """One escape with an index past the end, and past 2^31: its element keeps 0, all others are right."""
+    array = np.full((3, 40), 0.5, np.float32)
+    array[1, 7] = np.inf
+    tensor = encode_array(array, "packed:2")
+    expected = array.copy()
+    expected[1, 7] = 0
+    start = int(tensor.parts[0][field_layout(tensor).header])
+    for index in (array.size, 2**31 - 1, 2**31, 2**32 - 1):
+        words = np.array(tensor.parts[0])
+        words[start] = index
+        assert_same_bits(expander(implementation)(SparseTensor((words,), tensor.layout)), expected)
+
+
+@given(st.data())
+@settings(max_examples=10)
+def test_expand_all_expands_every_tensor_of_a_record(data: st.DataObject) -> None:
+    arrays: dict[str, np.ndarray] = {
+        "up": data.draw(strategies.arrays(max_elements=300)),
+        "down": data.draw(strategies.arrays(max_elements=300)),
+        "norm": np.linspace(0, 1, 7, dtype=np.float32),
+        "scale": np.array(2.5, np.float32).astype("bfloat16"),
+        "mask": np.array([True, False, True]),
+        "ids": np.arange(-3, 3, dtype=np.int8).reshape(2, 3),
+        "eighth": np.arange(8).astype(dtype_from_name("float8_e4m3fn")),
+        "nothing": np.zeros((0, 3), np.int32),
+    }
+    specs = {
+        name: TensorSpec(array.shape, array.dtype.name, codec_or_dense(data, array))
+        for name, array in arrays.items()
+    }
+    parts = data.draw(st.integers(1, 3))
+    layout = plan_layout(specs, parts=parts)
+    encoded = encode_record(layout, arrays)
+    record = Record(encoded.parts, with_escapes(layout, encoded.escapes))
+    expanded = jax.jit(expand_all)(record)
+    assert set(expanded) == set(arrays)
+    for name, array in arrays.items():
+        assert_same_bits(expanded[name], array)
+        assert_same_bits(decode(record[name]), array)
+
+
+def codec_or_dense(data: st.DataObject, array: np.ndarray) -> Codec | None:
+    if array.dtype.name in FLOAT_FORMATS and array.ndim > 1:
+        return data.draw(strategies.codecs(array.dtype.name))
+    return None
+
+
+def test_layers_of_one_signature_share_a_trace() -> None:
+    traces = 0
+
+    @jax.jit
+    def step(record: Record) -> dict[str, jax.Array]:
+        nonlocal traces
+        traces += 1
+        return expand_all(record)
+
+    layout = plan_layout({"w": TensorSpec((8, 100), "float16", Codec("packed", 2))})
+    layout = with_escapes(layout, {"w": 300})
+    for seed in range(3):
+        array = shapes.weights(NamedShape("layer", (8, 100), 0.2 * seed), "float16", seed=seed)
+        encoded = encode_record(layout, {"w": array})
+        assert 0 < encoded.escapes["w"] <= 300
+        (part,) = encoded.parts
+        words = np.full(1000, 7, np.uint32)
+        words[: len(part)] = part
+        assert_same_bits(step(Record((words,), layout))["w"], array)
+    assert traces == 1
+
+
+@pytest.mark.parametrize(
+    "words", [np.zeros(400, np.int32), np.zeros(400, np.uint8), np.zeros((2, 400), np.uint32)]
+)
+def test_words_of_another_kind_are_refused(words: np.ndarray) -> None:
+    layout = encode_array(np.ones((2, 3), np.float32), "raw").layout
+    message = rf"expand: got a part of dtype {words.dtype} and shape \(.*use jax.vmap for a batch"
+    with pytest.raises(InvalidInputError, match=message):
+        expand(SparseTensor((words,), layout))
+
+
+def test_an_implementation_that_the_device_lacks_is_refused() -> None:
+    tensor = encode_array(np.ones((2, 3), np.float32), "raw")
+    with pytest.raises(UnsupportedError, match="implementation: got 'mosaic' on "):
+        expand(tensor, implementation="mosaic")
+    with pytest.raises(UnsupportedError, match="implementation: got 'mosaic' on "):
+        jax.jit(lambda t: expand(t, implementation="mosaic"))(tensor)

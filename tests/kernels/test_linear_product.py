@@ -1,0 +1,181 @@
+"""`linear` against float64, its gradient against the dense one, and what it refuses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import shapes
+from shapes import NamedShape
+
+from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.format.encode import encode_array, encode_record, with_escapes
+from endor_jax.format.layout import TensorSpec, plan_layout
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import Codec
+from endor_jax.kernels.expand import expand
+from endor_jax.kernels.linear import dense, linear
+
+FLOAT32_STEP = 2.0**-24
+"""Largest relative error of one float32 operation."""
+STEPS = {"float32": FLOAT32_STEP, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+"""Largest relative error of rounding to a dtype."""
+
+NAMED = [named for named in shapes.SHAPES if len(named.shape) == 2]
+
+
+def weight_and_tensor(
+    named: NamedShape, dtype: str = "bfloat16", codec: str = "packed:2"
+) -> tuple[np.ndarray, SparseTensor]:
+    array = shapes.weights(named, dtype, specials=False)
+    return array, encode_array(array, codec)
+
+
+def activations(shape: tuple[int, ...], dtype: str, seed: int = 1) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), dtype)
+
+
+def assert_is_product(got: jax.Array, x: np.ndarray, weight: np.ndarray, dtype: str) -> None:
+    """C products summed in float32 in any order are off by at most C steps of Σ|x·w|; then one rounding."""
+    x64, weight64 = np.asarray(x).astype(np.float64), np.asarray(weight).astype(np.float64)
+    exact, magnitude = x64 @ weight64.T, np.abs(x64) @ np.abs(weight64).T
+    columns = weight.shape[1]
+    smallest = float(jnp.finfo(dtype).smallest_subnormal)
+    bound = (columns + 1) * FLOAT32_STEP * magnitude + 2 * STEPS[dtype] * np.abs(exact) + smallest
+    assert got.dtype == dtype
+    error = np.abs(np.asarray(got).astype(np.float64) - exact)
+    assert (error <= bound).all(), float((error / bound).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("named", NAMED, ids=str)
+def test_against_float64(named: NamedShape, dtype: str) -> None:
+    weight, tensor = weight_and_tensor(named, dtype)
+    x = activations((2, 3, weight.shape[1]), dtype)
+    y = jax.jit(linear)(x, tensor)
+    assert y.shape == (2, 3, weight.shape[0])
+    assert_is_product(y, np.asarray(x), weight, dtype)
+
+
+@pytest.mark.parametrize("codec", ["raw", "packed:3", "dense-raw", "dense-packed:2"])
+def test_the_codec_changes_no_bit_of_the_product(codec: str) -> None:
+    named = shapes.BY_NAME["segment_tail"]
+    weight, tensor = weight_and_tensor(named, codec=codec)
+    x = activations((2, weight.shape[1]), "bfloat16")
+    _, reference = weight_and_tensor(named, codec="packed:2")
+    np.testing.assert_array_equal(
+        np.asarray(jax.jit(linear)(x, tensor)).view(np.uint16),
+        np.asarray(jax.jit(linear)(x, reference)).view(np.uint16),
+    )
+
+
+def test_small_terms_are_not_lost_in_bfloat16() -> None:
+    """256 + 1000 · 1 would stay 256 if sums were bfloat16."""
+    weight = np.ones((1, 1001), np.float32).astype("bfloat16")
+    x = jnp.ones((1, 1001), jnp.bfloat16).at[0, 0].set(256)
+    y = linear(x, encode_array(weight, "packed:2"), output_dtype=jnp.dtype("float32"))
+    assert y.tolist() == [[1256.0]]
+
+
+@pytest.mark.parametrize("output", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("spelled", [str, jnp.dtype, lambda name: getattr(jnp, name)])
+def test_output_dtype(output: str, spelled: type) -> None:
+    weight, tensor = weight_and_tensor(shapes.BY_NAME["square"])
+    x = activations((5, 64), "bfloat16")
+    y = linear(x, tensor, output_dtype=spelled(output))
+    assert_is_product(y, np.asarray(x), weight, output)
+    assert_is_product(dense(x, expand(tensor), output_dtype=spelled(output)), np.asarray(x), weight, output)
+
+
+def test_one_vector() -> None:
+    weight, tensor = weight_and_tensor(shapes.BY_NAME["word_tail"])
+    x = activations((45,), "float32")
+    y = linear(x, tensor)
+    assert y.shape == (7,)
+    assert_is_product(y, np.asarray(x), weight, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_is_the_dense_one(dtype: str) -> None:
+    weight, tensor = weight_and_tensor(shapes.BY_NAME["word_tail"])
+    x, cotangent = activations((4, 45), dtype), activations((4, 7), dtype, seed=2)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jnp.sum((linear(x, tensor) * cotangent).astype(jnp.float32))
+
+    got = jax.jit(jax.grad(loss))(x)
+    assert_is_product(got, np.asarray(cotangent), weight.T, dtype)
+
+    def dense_loss(x: jax.Array) -> jax.Array:
+        return jnp.sum((dense(x, jnp.asarray(weight)) * cotangent).astype(jnp.float32))
+
+    expected = jax.jit(jax.grad(dense_loss))(x)
+    bound = (
+        46 * STEPS[dtype] * (np.abs(np.asarray(cotangent, np.float64)) @ np.abs(weight.astype(np.float64)))
+    )
+    assert (np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64)) <= bound).all()
+
+
+def test_nothing_dense_is_kept_for_the_backward_pass() -> None:
+    _, tensor = weight_and_tensor(shapes.BY_NAME["square"])
+    x = activations((2, 64), "float32")
+    _, pull_back = jax.vjp(lambda x: linear(x, tensor), x)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pull_back))
+    assert kept <= tensor.parts[0].nbytes < 64 * 64 * 4
+
+
+def test_gradients_of_the_tensor_are_refused_by_jax() -> None:
+    _, tensor = weight_and_tensor(shapes.BY_NAME["square"])
+    x = activations((2, 64), "float32")
+    with pytest.raises(TypeError, match="grad requires real- or complex-valued inputs"):
+        jax.grad(lambda t: jnp.sum(linear(x, t)))(tensor)
+
+
+def test_under_vmap_over_x_and_over_both() -> None:
+    weights = [shapes.weights(shapes.BY_NAME["square"], "bfloat16", specials=False, seed=s) for s in range(3)]
+    layout = plan_layout({"w": TensorSpec((64, 64), "bfloat16", Codec("packed", 2))})
+    encoded = [encode_record(layout, {"w": weight}) for weight in weights]
+    place = with_escapes(layout, {"w": max(e.escapes["w"] for e in encoded)})["w"]
+    length = max(len(e.parts[0]) for e in encoded)
+    words = np.stack([np.pad(e.parts[0], (0, length - len(e.parts[0]))) for e in encoded])
+    stacked = SparseTensor((jnp.asarray(words),), place)
+    x = activations((3, 2, 64), "bfloat16")
+
+    over_x = jax.jit(jax.vmap(linear, in_axes=(0, None)))(x, SparseTensor((jnp.asarray(words[0]),), place))
+    over_both = jax.jit(jax.vmap(linear))(x, stacked)
+    gradients = jax.jit(jax.vmap(jax.grad(lambda x, t: jnp.sum(linear(x, t).astype(jnp.float32)))))(
+        x, stacked
+    )
+    for i, weight in enumerate(weights):
+        assert_is_product(over_x[i], np.asarray(x[i]), weights[0], "bfloat16")
+        assert_is_product(over_both[i], np.asarray(x[i]), weight, "bfloat16")
+        assert_is_product(gradients[i], np.ones((2, 64)), weight.T, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [((3, 63), (64, 64)), ((64,), (2, 32)), ((2, 64), (2, 2, 64)), ((64, 2), (64, 3))],
+)
+def test_shapes_that_do_not_meet(inputs: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    tensor = encode_array(np.ones(shape, np.float32), "raw")
+    with pytest.raises(
+        InvalidInputError, match=r"linear: got x of shape \(.*expected \(\.\.\., inputs\) and"
+    ):
+        linear(jnp.ones(inputs), tensor)
+
+
+def test_an_implementation_that_the_device_lacks_is_refused() -> None:
+    tensor = encode_array(np.ones((2, 3), np.float32), "raw")
+    with pytest.raises(UnsupportedError, match="got 'mosaic' on "):
+        linear(jnp.ones((1, 3)), tensor, implementation="mosaic")
+
+
+@pytest.mark.parametrize(("dtype", "output"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_gradients_have_the_dtype_of_their_input(dtype: str, output: str) -> None:
+    weight, tensor = weight_and_tensor(shapes.BY_NAME["square"])
+    x, cotangent = activations((2, 64), dtype), activations((2, 64), output, seed=2)
+    y, pull_back = jax.vjp(lambda x: linear(x, tensor, output_dtype=output), x)
+    (gradient,) = jax.jit(pull_back)(cotangent)
+    assert y.dtype == output
+    assert_is_product(gradient, np.asarray(cotangent), weight.T, dtype)
