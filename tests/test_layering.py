@@ -52,7 +52,9 @@ def place(path: Path) -> str:
 def test_imports_point_down(path: Path) -> None:
     layers, here = drawn_layers(), place(path)
     for other in imports(path) - {here}:
-        assert layers[other] < layers[here], f"{here} (level {layers[here]}) imports {other} ({layers[other]})"
+        assert layers[other] < layers[here], (
+            f"{here} (level {layers[here]}) imports {other} ({layers[other]})"
+        )
 
 
 def test_every_folder_is_drawn() -> None:
@@ -60,7 +62,9 @@ def test_every_folder_is_drawn() -> None:
 
 
 def test_only_the_store_imports_tensorstore() -> None:
-    users = {place(path) for path in FILES if re.search(r"^\s*(import|from) tensorstore", path.read_text(), re.M)}
+    users = {
+        place(path) for path in FILES if re.search(r"^\s*(import|from) tensorstore", path.read_text(), re.M)
+    }
     assert users == {"store"}
 
 

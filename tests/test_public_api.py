@@ -17,7 +17,9 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 def described(name: str, value: object) -> list[str]:
     """A public name with its signature; of a class, its public methods and properties too."""
     if isinstance(value, ModuleType):
-        classes = sorted(n for n, v in vars(value).items() if inspect.isclass(v) and v.__module__ == value.__name__)
+        classes = sorted(
+            n for n, v in vars(value).items() if inspect.isclass(v) and v.__module__ == value.__name__
+        )
         return [f"{name}.{n}" for n in classes]
     if not callable(value):
         return [name]

@@ -1,1 +1,1 @@
-"""The command line: one module per verb. Only this folder prints. What is heavy is imported when a verb runs."""
+"""The command line: one module per verb; what is heavy is imported when it runs. Only this folder prints."""

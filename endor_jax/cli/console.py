@@ -24,6 +24,11 @@ HostMemory = Annotated[
 ]
 Checkpoint = Annotated[str, typer.Argument(help="A checkpoint directory.", metavar="DST")]
 
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+"""Paths and generated text are no rich markup: "[b]" and ":heart:" are printed as they are."""
+
+_PIPE_WIDTH = 120
+
 
 @dataclass(frozen=True)
 class Output:
@@ -36,12 +41,16 @@ class Output:
     @property
     def notes(self) -> Console:
         """For what is no result: stderr, or nowhere with --quiet."""
-        return Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+        return Console(stderr=True, quiet=self.quiet, soft_wrap=True, **_PLAIN)
 
     @property
     def results(self) -> Console:
-        """For people: stdout."""
-        return Console(highlight=False)
+        """For people: stdout. A pipe has no width that a table must fit into."""
+        return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, **_PLAIN)
+
+    def line(self, text: str) -> None:
+        """A result in words: stdout, as long as it is."""
+        self.results.print(text, soft_wrap=True)
 
     def text(self, text: str) -> None:
         """Generated text as it comes: stdout, or stderr when stdout is for JSON."""
@@ -61,7 +70,8 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A bar on stderr; yields the function that moves it: (what, done, total)."""
+        """A bar on stderr, if that is a terminal; yields the function that moves it: (what, done, total)."""
+        notes = self.notes
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(),
@@ -69,6 +79,8 @@ class Output:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.notes, disable=self.quiet, transient=True) as bar:
+        with Progress(
+            *columns, console=notes, disable=self.quiet or not notes.is_terminal, transient=True
+        ) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

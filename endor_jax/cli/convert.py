@@ -38,7 +38,7 @@ def command(
     if prune != "none" and sparsity is None:
         sparsity = 0.5
     settings = ConvertSettings(
-        prune=prune,  # type: ignore[arg-type]  # ConvertSettings says what it may be
+        prune=prune,
         sparsity=sparsity,
         values=values,
         dtype=dtype,
@@ -71,10 +71,8 @@ def _print(output: Output, result: dict[str, Any]) -> None:
 
     dense, stored = format_size(result["dense_bytes"]), format_size(result["stored_bytes"])
     if result["path"] is None:
-        output.results.print(
-            f"would write about {stored} for {dense} of weights (ratio {result['ratio']:.2f})"
-        )
+        output.line(f"would write about {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
         return
-    output.results.print(f"{result['path']}: {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
+    output.line(f"{result['path']}: {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
     if result["negative_zeros"]:
-        output.results.print(f"{result['negative_zeros']:,} values −0.0 were stored as +0.0")
+        output.line(f"{result['negative_zeros']:,} values −0.0 were stored as +0.0")

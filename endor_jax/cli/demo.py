@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from endor_jax.evaluate.perplexity import Perplexity
 
 PASSAGE_START, PASSAGE_CHARACTERS = 100_000, 6_000
-"""Where in the standard library's `pydoc_data.topics` the text for perplexity is: always there, never fetched."""
+"""Where in the standard library's `pydoc_data.topics` the text for perplexity is: always there."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def command(
     with tempfile.TemporaryDirectory(prefix="endor-demo-") as temporary:
         work = Path(temporary)
         show = _offline(work, output) if offline else _smollm2(output)
-        output.notes.print(f"[bold]{show.title}[/bold]")
+        output.notes.print(show.title, style="bold")
         pruned = _convert(show, work / "pruned", output, sparsity=show.sparsity)
         dense = _convert(show, work / "dense", output, sparsity=None)
         output.notes.print(f"\nStreaming from disk with {show.device_memory} of device memory:\n")
@@ -72,7 +72,7 @@ def command(
         return
     output.results.print(_texts(streamed["text"], whole["text"]))
     output.results.print(_table(values))
-    output.results.print(show.remark)
+    output.line(show.remark)
 
 
 def _smollm2(output: Output) -> Show:
@@ -86,7 +86,7 @@ def _smollm2(output: Output) -> Show:
         source=fetch_smollm2(cache),
         prompt="Explain in two sentences why the sky is blue.",
         sparsity=0.2,
-        device_memory="100MiB",
+        device_memory="64MiB",
         host_memory="60MiB",
         max_tokens=48,
         sequence_length=256,
@@ -110,8 +110,8 @@ def _offline(work: Path, output: Output) -> Show:
         source=work / "source",
         prompt="The statement is used to",
         sparsity=0.3,
-        device_memory="12MiB",
-        host_memory="4MiB",
+        device_memory="6400KiB",
+        host_memory="1MiB",
         max_tokens=48,
         sequence_length=128,
         remark="A model trained for a minute writes like one: this shows the machinery, not language.",

@@ -26,4 +26,4 @@ def command(
     if as_json:
         output.json({"path": str(path), "files": names})
     else:
-        output.results.print(f"{path}: {', '.join(names)}")
+        output.line(f"{path}: {', '.join(names)}")

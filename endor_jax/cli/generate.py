@@ -38,7 +38,7 @@ def command(
 
     output = Output(as_json, quiet, verbose)
     sampler = Sampler(temperature=temp, top_p=top_p, seed=seed)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _text(prompt)
     with load(checkpoint, device_memory=device_memory, host_memory=host_memory, context=context) as model:
         output.detail(repr(model.plan))
         ids = prompt_ids(model, text, ignore_chat_template=ignore_chat_template)
@@ -53,6 +53,20 @@ def command(
             output.json(generated | statistics_values(model.statistics) | {"plan": plan_values(model.plan)})
         else:
             output.notes.print(_summary(model.statistics), style="dim")
+
+
+def _text(prompt: str) -> str:
+    """The prompt, or all of stdin for "-". Raises InvalidInputError for bytes that are no text."""
+    from endor_jax.errors import InvalidInputError
+
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # Python lets some undecodable bytes through, as lone surrogates
+    except UnicodeError as error:
+        raise InvalidInputError(
+            "prompt", got=f"bytes that are no text ({error})", expected="UTF-8", fix="convert it first"
+        ) from error
+    return text
 
 
 def prompt_ids(model: Model, text: str, *, ignore_chat_template: bool) -> list[int] | str:

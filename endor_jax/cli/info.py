@@ -31,7 +31,7 @@ def command(
         output.json(values)
         return
     table = Table(show_header=False, box=None)
-    for name, value in values.items():
+    for name, value in (values | {"made": manifest.made}).items():
         if name != "tensors":
             table.add_row(name, _readable(name, value))
     output.results.print(table)
@@ -48,7 +48,6 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
             "dtype": tensor.dtype,
             "codec": getattr(getattr(tensor, "codec", None), "name", "dense"),
             "sparsity": record.stats[name].sparsity,
-            "escapes": record.stats[name].escapes,
             "stored_bytes": record.stats[name].stored_bytes,
         }
         for record in manifest.records
@@ -67,7 +66,6 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
         "ratio": dense / stored,
         "sparsity": 1 - sum(s.nonzero for s in stats) / elements,
         "signatures": len(manifest.signatures),
-        "made": manifest.made,
         "tensors": rows,
     }
 
@@ -85,9 +83,9 @@ def _readable(name: str, value: Any) -> str:
 
 
 def _tensor_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("tensor", "shape", "dtype", "codec", "sparsity", "escapes", "bytes")
+    table = Table("tensor", "shape", "dtype", "codec", "sparsity", "bytes")
     for row in rows:
         shape = " × ".join(map(str, row["shape"]))
-        figures = f"{row['sparsity']:.3f}", f"{row['escapes']:,}", f"{row['stored_bytes']:,}"
+        figures = f"{row['sparsity']:.3f}", f"{row['stored_bytes']:,}"
         table.add_row(row["name"], shape, row["dtype"], row["codec"], *figures)
     return table

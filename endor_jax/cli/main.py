@@ -36,6 +36,11 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except EndorError as error:
             sys.stderr.write(f"endor: {error}\n")
             raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError:  # typer ends quietly
+            raise
+        except OSError as error:  # a full disk, a directory that may not be read
+            sys.stderr.write(f"endor: {error}\n")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             sys.stderr.write("\nendor: interrupted\n")
             raise typer.Exit(INTERRUPTED) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,13 +50,14 @@ def command(
     if as_json:
         output.json(plan_values(plan) | {"stored_bytes": manifest.stored_bytes})
     else:
-        output.results.print(repr(plan))
+        output.line(repr(plan))
 
 
 def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest:
     """The manifest of a checkpoint, or the one that converting would give."""
-    from endor_jax.conversion.estimate import estimate_config
-    from endor_jax.errors import InvalidInputError, NotFoundError
+    from endor_jax.conversion.estimate import estimate_config, estimate_source
+    from endor_jax.errors import InvalidInputError
+    from endor_jax.sources.json_object import read_json_object
     from endor_jax.sources.opening import open_source
     from endor_jax.store.manifest import MANIFEST_FILE, read_manifest
 
@@ -71,22 +71,11 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
             )
         return read_manifest(path)
     if path.suffix == ".json":
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                str(path), got="no such file", expected="a config.json", fix="check the path"
-            ) from error
-        except ValueError as error:
-            raise InvalidInputError(
-                str(path), got=f"invalid JSON ({error})", expected="a config.json", fix="check the file"
-            ) from error
-        dtype = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
-    else:
-        with open_source(path) as source:
-            config = source.config
-            dtype = dtype or next(iter(source.tensors.values())).dtype
-    return estimate_config(config, dtype=dtype, sparsity=sparsity or 0.0)
+        config = read_json_object(path)
+        own = config.get("dtype") or config.get("torch_dtype") or "float32"
+        return estimate_config(config, dtype=dtype or str(own), sparsity=sparsity or 0.0)
+    with open_source(path) as source:
+        return estimate_source(source, dtype=dtype, sparsity=sparsity or 0.0)
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:

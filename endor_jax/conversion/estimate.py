@@ -7,6 +7,8 @@ the fraction of zeros and from the escape rates measured in docs/format.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from endor_jax import models
@@ -16,6 +18,8 @@ from endor_jax.errors import InvalidInputError
 from endor_jax.format.encode import escape_words
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, padding_words
 from endor_jax.format.values import Codec
+from endor_jax.sources.mapping import locate
+from endor_jax.sources.source import Source, TensorInfo
 from endor_jax.store.manifest import Manifest, Part, Signature, StoredRecord, size_classes
 from endor_jax.store.part import PAGE_BYTES
 from endor_jax.store.save import SMALL_ELEMENTS
@@ -39,10 +43,7 @@ def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -
 
     Raises what `models.from_hf` raises, InvalidInputError for a dtype that is no float format.
     """
-    if dtype not in FLOAT_FORMATS:
-        raise InvalidInputError(
-            "dtype", got=repr(dtype), expected=", ".join(FLOAT_FORMATS), fix="pass --dtype"
-        )
+    _check(dtype, sparsity)
     parsed = models.from_hf(config)
     decoder = models.decoder(parsed)
     shapes = {"embedding": {"weight": (parsed.vocabulary_size, parsed.hidden_size)}}
@@ -50,20 +51,58 @@ def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -
     shapes |= {f"layers.{i}": decoder.block_shapes for i in range(parsed.layers)}
     shapes |= {"final": decoder.final_shapes}
     shapes |= {} if parsed.tied_head else {"head": shapes["embedding"]}
-    specs = {
-        record: {
-            name: TensorSpec(shape, dtype, _codec(record, shape, sparsity)) for name, shape in named.items()
-        }
+    infos = {
+        record: {name: TensorInfo(shape, dtype) for name, shape in named.items()}
         for record, named in shapes.items()
     }
-    layouts = record_layouts(specs)
-    return estimate(layouts, lambda record, _: sparsity if record.startswith("layers.") else 0.0, config)
+    return _estimate_infos(infos, sparsity, config)
 
 
-def _codec(record: str, shape: tuple[int, ...], sparsity: float) -> Codec | None:
-    if len(shape) < 2 or shape[0] * shape[1] < SMALL_ELEMENTS:
-        return None
-    return expected_codec(sparsity if record.startswith("layers.") else 0.0)
+def estimate_source(source: Source, *, dtype: str | None, sparsity: float) -> Manifest:
+    """The manifest that converting this source would give, in its own dtypes or in `dtype`.
+
+    Raises as `locate` and `models.from_hf` do, InvalidInputError for a dtype that is no float format.
+    """
+    _check(dtype, sparsity)
+    models.from_hf(source.config)
+    infos: dict[str, dict[str, TensorInfo]] = {}
+    for place, name in locate(source).items():
+        infos.setdefault(place.record, {})[place.tensor] = stored_info(source, name, dtype)
+    return _estimate_infos(infos, sparsity, source.config)
+
+
+def stored_info(source: Source, name: str, dtype: str | None) -> TensorInfo:
+    """Shape and dtype that a tensor of the source will have in the checkpoint."""
+    info = source.tensors[name]
+    return replace(info, dtype=dtype) if dtype and info.dtype in FLOAT_FORMATS else info
+
+
+def _check(dtype: str | None, sparsity: float) -> None:
+    if dtype is not None and dtype not in FLOAT_FORMATS:
+        raise InvalidInputError(
+            "dtype", got=repr(dtype), expected=", ".join(FLOAT_FORMATS), fix="pass --dtype"
+        )
+    if not 0 <= sparsity < 1:
+        raise InvalidInputError(
+            "sparsity", got=str(sparsity), expected="0 or more and below 1", fix="0.5 drops half"
+        )
+
+
+def _estimate_infos(
+    infos: Mapping[str, Mapping[str, TensorInfo]], sparsity: float, config: Mapping[str, Any]
+) -> Manifest:
+    def zeros(record: str, _: str) -> float:
+        return sparsity if record.startswith("layers.") else 0.0
+
+    def spec(info: TensorInfo, zeros: float) -> TensorSpec:
+        matrix = len(info.shape) >= 2 and prod(info.shape) >= SMALL_ELEMENTS and info.dtype in FLOAT_FORMATS
+        return TensorSpec(info.shape, info.dtype, expected_codec(zeros) if matrix else None)
+
+    specs = {
+        record: {name: spec(info, zeros(record, name)) for name, info in named.items()}
+        for record, named in infos.items()
+    }
+    return estimate(record_layouts(specs), zeros, config)
 
 
 def estimate(

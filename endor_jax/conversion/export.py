@@ -1,4 +1,4 @@
-"""`export`: a checkpoint back to a dense Hugging Face safetensors directory, one record in memory at a time."""
+"""`export`: a checkpoint back to a dense Hugging Face directory, one record in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes what a converted model holds as Hugging Face files that transformers loads; returns the directory.
+    """Writes a converted model as Hugging Face files that transformers loads; returns the directory.
 
     Tensors have the dtype, the zeros and every bit they are stored with. A tied head is not written twice.
     Raises what opening and reading the checkpoint raises, InvalidInputError for a checkpoint that is not a

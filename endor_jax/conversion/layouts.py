@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from endor_jax.arrays import FLOAT_FORMATS, array_bytes
 from endor_jax.format.layout import RecordLayout, TensorSpec, matrix_shape, plan_layout
+from endor_jax.format.values import Codec
 from endor_jax.store.save import layout_for
+
+VOCABULARY = ("embedding", "head")
+"""Records of one matrix with a row per token."""
 
 
 def record_layouts(specs: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, RecordLayout]:
     """A layout per record; vocabulary matrices are cut into blocks no larger than the largest layer part."""
+    specs = {
+        record: _cuttable(tensors) if record in VOCABULARY else tensors for record, tensors in specs.items()
+    }
     result = {record: layout_for(tensors) for record, tensors in specs.items()}
     layer_bytes = max(
         sum(_bound_bytes(spec) for spec in tensors.values()) // result[record].parts
         for record, tensors in specs.items()
         if record.startswith("layers.")
     )
-    for record in ("embedding", "head"):
+    for record in VOCABULARY:
         if record in specs:
             size = sum(_bound_bytes(spec) for spec in specs[record].values())
             blocks = max(result[record].parts, -(-size // layer_bytes))
             result[record] = plan_layout(specs[record], parts=blocks)
     return result
+
+
+def _cuttable(tensors: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The same with every matrix as fields: those are cut by rows, dense tensors go whole into every part."""
+    raw = Codec("raw", bitmap=False)
+    return {name: spec if spec.codec else replace(spec, codec=raw) for name, spec in tensors.items()}
 
 
 def _bound_bytes(spec: TensorSpec) -> int:

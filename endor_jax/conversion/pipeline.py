@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from endor_jax import models
-from endor_jax.arrays import FLOAT_FORMATS, array_bytes, bits_of
-from endor_jax.conversion.estimate import estimate
+from endor_jax.arrays import array_bytes, bits_of
+from endor_jax.conversion.estimate import estimate, stored_info
 from endor_jax.conversion.layouts import record_layouts
 from endor_jax.conversion.prepare import prepare
 from endor_jax.conversion.settings import ConvertSettings
@@ -100,13 +100,11 @@ def run_conversion(
         done = negative_zeros = 0
         for record, tensors in plan.names.items():
             report(f"encoding {record}", done, plan.dense_bytes)
-            arrays: dict[str, np.ndarray] = {}
-            for tensor, name in tensors.items():
-                prepared = prepare(opened, name, Place(record, tensor), settings=settings)
-                arrays[tensor] = prepared.array
-                negative_zeros += prepared.negative_zeros
+            arrays, changed = _prepare_record(opened, record, tensors, settings)
             writer.write_record(record, plan.layouts[record], arrays)
+            negative_zeros += changed
             done += sum(array.nbytes for array in arrays.values())
+            del arrays  # or it would still be here while the next record is read
         report("done", done, plan.dense_bytes)
         made = {
             "by": f"endor_jax {VERSION}",
@@ -116,6 +114,18 @@ def run_conversion(
         }
         manifest = writer.finish(model=config, made=made)
     return Conversion(Path(destination), manifest, plan.dense_bytes, negative_zeros)
+
+
+def _prepare_record(
+    source: Source, record: str, tensors: Mapping[str, str], settings: ConvertSettings
+) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays of a record by tensor, and how many −0.0 were changed in them."""
+    prepared = {
+        tensor: prepare(source, name, Place(record, tensor), settings=settings)
+        for tensor, name in tensors.items()
+    }
+    arrays = {tensor: p.array for tensor, p in prepared.items()}
+    return arrays, sum(p.negative_zeros for p in prepared.values())
 
 
 def survey(source: Source, settings: ConvertSettings, report: Progress) -> Survey:
@@ -136,14 +146,12 @@ def survey(source: Source, settings: ConvertSettings, report: Progress) -> Surve
             if role in codecs:
                 continue
             report(f"choosing codecs: {_kind(record)} {tensor}", 0, total)
-            samples = [
-                _sample(prepare(source, names[r][tensor], Place(r, tensor), settings=settings).array)
+            places = {
+                Place(r, tensor): names[r][tensor]
                 for r in sampled[_kind(record)]
                 if tensor in names[r] and _stored(source, names[r][tensor], settings) == (shape, dtype)
-            ] or [_sample(prepare(source, name, Place(record, tensor), settings=settings).array)]
-            codecs[role] = codec_for(samples, settings.values)
-            nonzero = sum(int(np.count_nonzero(bits_of(sample))) for sample in samples)
-            sparsity[_kind(record), tensor] = 1 - nonzero / sum(sample.size for sample in samples)
+            } or {Place(record, tensor): name}
+            codecs[role], sparsity[_kind(record), tensor] = _choose(source, places, settings)
     specs = {
         record: {
             tensor: TensorSpec(shape, dtype, codecs[_kind(record), tensor, shape, dtype])
@@ -153,6 +161,17 @@ def survey(source: Source, settings: ConvertSettings, report: Progress) -> Surve
         for record, tensors in names.items()
     }
     return Survey(names, record_layouts(specs), sparsity, total)
+
+
+def _choose(
+    source: Source, places: Mapping[Place, str], settings: ConvertSettings
+) -> tuple[Codec | None, float]:
+    """The codec of one role and its fraction of zeros, from samples of the tensors at some places."""
+    samples = [
+        _sample(prepare(source, name, place, settings=settings).array) for place, name in places.items()
+    ]
+    nonzero = sum(int(np.count_nonzero(bits_of(sample))) for sample in samples)
+    return codec_for(samples, settings.values), 1 - nonzero / sum(sample.size for sample in samples)
 
 
 def _config(source: Source, settings: ConvertSettings) -> dict[str, Any]:
@@ -165,9 +184,8 @@ def _config(source: Source, settings: ConvertSettings) -> dict[str, Any]:
 
 def _stored(source: Source, name: str, settings: ConvertSettings) -> tuple[tuple[int, ...], str]:
     """Shape and dtype that a tensor will have in the checkpoint."""
-    info = source.tensors[name]
-    floating = info.dtype in FLOAT_FORMATS
-    return info.shape, settings.dtype if settings.dtype and floating else info.dtype
+    info = stored_info(source, name, settings.dtype)
+    return info.shape, info.dtype
 
 
 def _sampled_records(records: list[str]) -> dict[str, list[str]]:
@@ -182,10 +200,13 @@ def _sampled_records(records: list[str]) -> dict[str, list[str]]:
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """At most SAMPLE_ROWS rows of a matrix, evenly spaced; anything else as it is."""
+    """At most SAMPLE_ROWS rows of a matrix, evenly spaced; anything else as it is.
+
+    A copy: a view would keep the whole tensor in memory, and those of other layers beside it.
+    """
     if array.ndim != 2 or array.shape[0] <= SAMPLE_ROWS:
         return array
-    return array[:: -(-array.shape[0] // SAMPLE_ROWS)]
+    return array[:: -(-array.shape[0] // SAMPLE_ROWS)].copy()
 
 
 def _kind(record: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from endor_jax.arrays import FLOAT_FORMATS
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.values import parse_codec
 
-PruneMethod = Literal["none", "magnitude"]
+PRUNE_METHODS = ("none", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -21,16 +20,16 @@ class ConvertSettings:
     None keeps each as it is. keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted.
     """
 
-    prune: PruneMethod = "none"
+    prune: str = "none"
     sparsity: float | None = None
     values: str = "auto"
     dtype: str | None = None
     keep_negative_zero: bool = False
 
     def __post_init__(self) -> None:
-        if self.prune not in get_args(PruneMethod):
+        if self.prune not in PRUNE_METHODS:
             raise InvalidInputError(
-                "prune", got=repr(self.prune), expected=" or ".join(get_args(PruneMethod)), fix="choose one"
+                "prune", got=repr(self.prune), expected=" or ".join(PRUNE_METHODS), fix="choose one"
             )
         if (self.prune == "none") != (self.sparsity is None):
             raise InvalidInputError(

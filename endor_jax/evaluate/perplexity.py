@@ -21,12 +21,24 @@ class Perplexity:
     tokens: int
 
 
+LOGITS_BYTES = 2**28
+"""Most bytes of logits held at once: as many blocks as that is go through the layers together."""
+
+
 def perplexity(model: Model, token_ids: Sequence[int], *, sequence_length: int = 512) -> Perplexity:
     """Cuts a text into blocks of `sequence_length` tokens and scores every token but the first of each.
 
-    All blocks pass through a layer while it is on the device; the rest that fills no block is left out.
-    Raises InvalidInputError if there is no whole block.
+    As many blocks as `LOGITS_BYTES` has room for pass through a layer while it is on the device. The rest
+    that fills no block is left out. Raises InvalidInputError if there is no whole block, or none with a token
+    to score.
     """
+    if sequence_length < 2:
+        raise InvalidInputError(
+            "perplexity",
+            got=f"sequence_length {sequence_length}",
+            expected="at least 2",
+            fix="the first token of a block is not scored",
+        )
     blocks = [
         list(token_ids[first : first + sequence_length])
         for first in range(0, len(token_ids) - sequence_length + 1, sequence_length)
@@ -38,11 +50,18 @@ def perplexity(model: Model, token_ids: Sequence[int], *, sequence_length: int =
             expected=f"at least one block of {sequence_length}",
             fix="give a longer text or a smaller sequence length",
         )
-    logits = model.logits(blocks)
-    losses = np.concatenate([_losses(logits[i, :-1], block[1:]) for i, block in enumerate(blocks)])
+    at_once = max(1, LOGITS_BYTES // (4 * sequence_length * model.vocabulary_size))
+    groups = [blocks[first : first + at_once] for first in range(0, len(blocks), at_once)]
+    losses = np.concatenate([_group_losses(model, group) for group in groups])
     value = float(np.exp(losses.mean()))
     error = value * float(losses.std(ddof=1)) / np.sqrt(losses.size) if losses.size > 1 else 0.0
     return Perplexity(value, float(error), losses.size)
+
+
+def _group_losses(model: Model, blocks: list[list[int]]) -> Float[np.ndarray, " tokens"]:
+    """Losses of the scored tokens of some blocks, in one pass over the layers."""
+    logits = model.logits(blocks)
+    return np.concatenate([_losses(logits[i, :-1], block[1:]) for i, block in enumerate(blocks)])
 
 
 def _losses(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 
 import jax
@@ -14,17 +14,14 @@ from jaxtyping import Float
 
 from endor_jax import models
 from endor_jax.errors import InvalidInputError
-from endor_jax.format.record import Record
-from endor_jax.generate.embedding import Embedding
-from endor_jax.generate.placement import geometry, head_record, pass_records, plan_model
+from endor_jax.generate.loading import make_runner
+from endor_jax.generate.placement import geometry, plan_model
 from endor_jax.generate.runner import Runner, advance, score
 from endor_jax.generate.sampling import Sampler, sample
 from endor_jax.generate.statistics import Statistics, peak_device_bytes, peak_host_bytes
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets
-from endor_jax.streaming.executor import Executor, read_parts
 from endor_jax.streaming.plan import DEPTH
-from endor_jax.streaming.transfer import put
 from endor_jax.text import StreamingDecoder, Tokenizer, load_tokenizer
 
 
@@ -75,6 +72,7 @@ class Model:
         decoder = StreamingDecoder(self.tokenizer, prompt_ids=ids) if self.tokenizer else None
         ends = self.tokenizer.eos_ids if self.tokenizer else frozenset[int]()
         caches = [self._runner.new_cache() for _ in range(self._runner.layers)]
+        moved = self._runner.executor.bytes_read, self._runner.executor.bytes_transferred
         clock = time.perf_counter()
         logits = advance(self._runner, caches, ids, start=0)
         prompt_seconds, clock = time.perf_counter() - clock, time.perf_counter()
@@ -82,7 +80,8 @@ class Model:
         for count in range(1, max_tokens + 1):
             token = sample(logits, sampler, random)
             last = count == max_tokens or token in ends
-            self._record(len(ids), prompt_seconds, count, time.perf_counter() - clock - waited)
+            seconds = time.perf_counter() - clock - waited
+            self._record(len(ids), prompt_seconds, count, seconds, before=moved)
             text = (decoder.feed(token) + (decoder.finish() if last else "")) if decoder else ""
             left = time.perf_counter()
             yield Token(token, text)
@@ -119,23 +118,32 @@ class Model:
         return score(self._runner, batch)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Logits per position; token ids are below it."""
+        return self._runner.embedding.vocabulary
+
+    @property
     def bytes_read(self) -> int:
-        """Bytes of weights read from disk so far."""
+        """Bytes of weights read from disk since the model was loaded, what is read ahead included."""
         return self._checkpoint.bytes_read
 
     @property
     def bytes_transferred(self) -> int:
-        """Bytes copied to the device so far."""
+        """Bytes copied to the device since the model was loaded."""
         return self._runner.executor.bytes_transferred
 
-    def _record(self, prompt_tokens: int, prompt_seconds: float, generated: int, seconds: float) -> None:
+    def _record(
+        self, prompt: int, prompt_seconds: float, generated: int, seconds: float, *, before: tuple[int, int]
+    ) -> None:
+        """Sets `statistics`; before: bytes read and transferred when the generation began."""
+        executor = self._runner.executor
         self.statistics = Statistics(
-            prompt_tokens,
+            prompt,
             prompt_seconds,
             generated,
             seconds,
-            self.bytes_read,
-            self.bytes_transferred,
+            executor.bytes_read - before[0],
+            executor.bytes_transferred - before[1],
             peak_host_bytes(),
             peak_device_bytes(jax.local_devices()[0]),
         )
@@ -153,7 +161,7 @@ class Model:
         return self.tokenizer.encode(prompt)
 
     def _check_room(self, prompt_tokens: int, max_tokens: int) -> None:
-        room = min(self._runner.shape.context, self._runner.decoder.config.max_positions)
+        room = self._runner.shape.context
         if max_tokens < 1 or prompt_tokens + max_tokens > room:
             raise InvalidInputError(
                 "generation",
@@ -202,35 +210,11 @@ def load(
             fix="run it with endor.stream",
         )
     decoder = models.decoder(models.from_hf(manifest.model))
-    embedding_record = manifest.record("embedding")
-    embedding_layout = manifest.layout(embedding_record)["weight"]
-    shape = geometry(decoder.config, embedding_layout.dtype, context)
+    dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
+    shape = geometry(decoder.config, dtype, context)
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
     plan = plan_model(
         manifest, shape, device_budget_bytes=device_bytes, host_budget_bytes=host_bytes, depth=depth
     )
-    held = read_parts(checkpoint, embedding_record.parts)
-    embedding = Embedding(tuple(buffer.view(np.uint32) for buffer in held), embedding_layout)
-    records = pass_records(manifest)
-    if head_record(manifest) == "embedding":
-        first = decoder.config.layers
-        records[first:] = [
-            replace(record, held=(buffer,)) for record, buffer in zip(records[first:], held, strict=True)
-        ]
-
-    def resident(name: str) -> Record | None:
-        if all(record.name != name for record in manifest.records):
-            return None
-        record = manifest.record(name)
-        buffers = read_parts(checkpoint, record.parts)
-        words = tuple(
-            put(b, part.buffer_bytes, device) for b, part in zip(buffers, record.parts, strict=True)
-        )
-        return Record(words, manifest.layout(record))
-
-    final = resident("final")
-    assert final is not None
-    executor = Executor(checkpoint, records, plan=plan, device=device)
-    runner = Runner(decoder, executor, shape, embedding, resident("stem"), final)
     tokenizer = load_tokenizer(checkpoint.path) if "tokenizer.json" in manifest.files else None
-    return Model(checkpoint, runner, tokenizer)
+    return Model(checkpoint, make_runner(checkpoint, decoder, shape, plan=plan, device=device), tokenizer)

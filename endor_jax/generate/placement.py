@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from endor_jax.arrays import array_bytes, dtype_from_name, round_up
+from endor_jax.arrays import array_bytes, round_up
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
 from endor_jax.models import LlamaConfig, OptConfig
@@ -22,22 +22,27 @@ DEFAULT_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Geometry:
-    """What fixes the sizes of a model's activations: its config, compute dtype and context length in tokens."""
+    """What fixes the sizes of activations: the config, the compute dtype, the most tokens of a sequence."""
 
     config: LlamaConfig | OptConfig
     dtype: str
     context: int
 
     @property
+    def capacity(self) -> int:
+        """Positions of the cache: a prompt is written in whole chunks."""
+        return round_up(self.context, CHUNK)
+
+    @property
     def cache_bytes(self) -> int:
         """Keys and values of all layers for one sequence."""
         config = self.config
-        shape = (config.layers, 2, self.context, config.kv_heads, config.head_dim)
+        shape = (config.layers, 2, self.capacity, config.kv_heads, config.head_dim)
         return array_bytes(shape, self.dtype)
 
 
 def geometry(config: LlamaConfig | OptConfig, dtype: str, context: int | None) -> Geometry:
-    """The geometry for a context length (default: the model's own, at most 2048), rounded up to whole chunks.
+    """The geometry for a context length; by default the model's own, at most 2048.
 
     Raises InvalidInputError if the model has no positions for it.
     """
@@ -49,7 +54,7 @@ def geometry(config: LlamaConfig | OptConfig, dtype: str, context: int | None) -
             expected=f"1 to {config.max_positions}, the positions that the model was made for",
             fix="ask for fewer",
         )
-    return Geometry(config, dtype, round_up(asked, CHUNK))
+    return Geometry(config, dtype, asked)
 
 
 def part_views(layout: RecordLayout) -> RecordLayout:
@@ -84,36 +89,37 @@ def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
     config = shape.config
     records = {record.name: record for record in manifest.records}
     ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
-    item = dtype_from_name(shape.dtype).itemsize
-    positions = shape.context * config.hidden_size * item
+    # All chunks of the longest prompt, before and after the layer that runs.
+    positions = 2 * array_bytes((shape.capacity, config.hidden_size), shape.dtype)
     # One chunk: scores of all heads and their softmax, and the widest rows of the MLP, in float32.
-    chunk = (
-        4 * CHUNK * (2 * config.heads * shape.context + 4 * (config.intermediate_size + config.hidden_size))
-    )
+    widest = 2 * config.heads * shape.capacity + 4 * (config.intermediate_size + config.hidden_size)
     logits = 2 * 4 * config.vocabulary_size
     device = (
         ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
-        ("activations", positions + chunk + logits),
+        ("activations", positions + 4 * CHUNK * widest + logits),
         ("expanded weights", expanded_bytes(manifest)),
     )
     held = sum(part.buffer_bytes for part in records["embedding"].parts)
     return FixedCosts(device=device, host=(("token embedding", held),))
 
 
-def expanded_bytes(manifest: Manifest) -> int:
-    """Room for expanding inside a step: XLA frees each dense matrix after its product.
+EXPANDED_AT_ONCE = 4
+"""Matrices of a layer that are dense at one time at most: measured over the shapes of tests/generate."""
 
-    Three of the largest at once (the next one is expanded while one is in use), each as its elements and, on
-    CPU, widened to float32.
+
+def expanded_bytes(manifest: Manifest) -> int:
+    """Room for expanding inside a step: XLA frees each dense matrix after its product, and expands ahead.
+
+    Every matrix as its elements and, for the product on CPU, widened to float32.
     """
-    matrices = [
-        array_bytes((tensor.rows, tensor.columns), tensor.dtype) + 4 * tensor.rows * tensor.columns
-        for signature in manifest.signatures
-        for _, tensor in signature.layout.tensors
-        if isinstance(tensor, FieldLayout)
-    ]
-    return 3 * max(matrices, default=0)
+
+    def dense(layout: RecordLayout) -> int:
+        fields = [tensor for _, tensor in layout.tensors if isinstance(tensor, FieldLayout)]
+        sizes = [layout.parts * t.rows * t.columns * (t.number.bits // 8 + 4) for t in fields]
+        return sum(sorted(sizes)[-EXPANDED_AT_ONCE:])
+
+    return max(dense(layout) for layout in {record.layout for record in pass_records(manifest)})
 
 
 def plan_model(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Float
 
 from endor_jax.arrays import dtype_from_name
@@ -22,13 +22,19 @@ from endor_jax.generate.embedding import Embedding, rows
 from endor_jax.generate.placement import CHUNK, Geometry
 from endor_jax.models import Decoder, KVCache, create_cache
 from endor_jax.streaming.executor import Executor
+from endor_jax.streaming.transfer import Device
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Everything a pass needs: the decoder, the executor, and what stays in place whatever is streamed."""
+    """Everything a pass needs: the decoder, the executor, and what stays in place whatever is streamed.
+
+    Invariant: all that enters a step is committed to `device`, as records and results are. JAX compiles a
+    step again for arguments that are free to move.
+    """
 
     decoder: Decoder
+    device: Device
     executor: Executor
     shape: Geometry
     embedding: Embedding
@@ -43,13 +49,14 @@ class Runner:
     def new_cache(self) -> KVCache:
         """An empty cache of one layer for one sequence."""
         config = self.decoder.config
-        return create_cache(
+        cache = create_cache(
             batch=1,
-            capacity=self.shape.context,
+            capacity=self.shape.capacity,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             dtype=dtype_from_name(self.shape.dtype),
         )
+        return jax.device_put(cache, self.device)
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,9 @@ def advance(
             chunks[:], caches[index] = _apply_layer(runner, record, chunks, caches[index])
             return chunks[-1].x
         if not last:
-            tail = chunks[-1]
-            last.append(
-                steps.final_step(runner.decoder, runner.final, tail.x[:, tail.length - 1 : tail.length])
-            )
+            # A slice with Python's bounds would be compiled for every length of prompt.
+            x = lax.dynamic_slice_in_dim(chunks[-1].x, chunks[-1].length - 1, 1, axis=1)
+            last.append(steps.final_step(runner.decoder, runner.final, x))
         logits.append(steps.head_step(record, last[0])[0, 0])
         return logits[-1]
 
@@ -96,7 +102,7 @@ def advance(
 def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, "batch length vocabulary"]:
     """Float32 logits at every position of sequences of equal length, in one pass over the layers.
 
-    Needs the cache of one layer at a time only. Raises InvalidInputError for empty sequences or too long ones.
+    Needs the cache of one layer only. Raises InvalidInputError for empty sequences or too long ones.
     """
     length = len(sequences[0]) if sequences else 0
     _check_length(runner, 0, length)
@@ -133,16 +139,22 @@ def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarra
 
 
 def _embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
-    """One token as a chunk of its own shape, more in chunks of CHUNK: so only two shapes are ever compiled."""
-    size = 1 if len(ids) == 1 else CHUNK
+    """One token as a chunk of its own shape, more in chunks of CHUNK: so only two shapes are ever compiled.
+
+    A chunk is written to the cache as a whole: where that has no room for the padding, tokens go one by one.
+    """
     chunks = []
-    for first in range(0, len(ids), size):
+    first = 0
+    while first < len(ids):
+        fits = start + first + CHUNK <= runner.shape.capacity
+        size = CHUNK if fits and len(ids) - first > 1 else 1
         piece = ids[first : first + size]
         values = np.zeros((1, size, runner.decoder.config.hidden_size), dtype_from_name(runner.shape.dtype))
         values[0, : len(piece)] = rows(runner.embedding, piece)
-        position = jnp.asarray(start + first, jnp.int32)
-        x = steps.stem_step(runner.decoder, runner.stem, jnp.asarray(values), position)
+        embedded, position = jax.device_put((values, np.int32(start + first)), runner.device)
+        x = steps.stem_step(runner.decoder, runner.stem, embedded, position)
         chunks.append(Chunk(x, position, len(piece)))
+        first += size
     return chunks
 
 
@@ -160,12 +172,10 @@ def _apply_layer(
 def _check_length(runner: Runner, start: int, count: int) -> None:
     if count == 0:
         raise InvalidInputError("token ids", got="none", expected="at least one", fix="pass a prompt")
-    # A prompt after the first is padded to whole chunks, which must have room in the cache too.
-    size = count if count == 1 else -(-count // CHUNK) * CHUNK
-    if start + size > runner.shape.context or start + count > runner.decoder.config.max_positions:
+    if start + count > runner.shape.context:
         raise InvalidInputError(
             "sequence",
             got=f"{start + count} tokens",
-            expected=f"at most {runner.shape.context} (in chunks of {CHUNK})",
+            expected=f"at most {runner.shape.context}",
             fix="shorten it, or load the model with a larger context",
         )

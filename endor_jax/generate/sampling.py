@@ -32,18 +32,26 @@ class Sampler:
             raise InvalidInputError(
                 "sampler", got=f"top_p {self.top_p}", expected="above 0, at most 1", fix="1 keeps all tokens"
             )
+        if self.seed < 0:
+            raise InvalidInputError(
+                "sampler", got=f"seed {self.seed}", expected="0 or more", fix="choose another number"
+            )
 
 
 def sample(logits: Float[np.ndarray, " vocabulary"], sampler: Sampler, random: np.random.Generator) -> int:
     """The next token id from float32 logits. `random` is advanced once unless the choice is greedy."""
     if sampler.temperature == 0:
         return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / sampler.temperature
-    probabilities = np.exp(scaled - scaled.max())
+    # The largest is subtracted first: divided by a tiny temperature it would be infinite. The others may be.
+    with np.errstate(over="ignore"):
+        scaled = (logits.astype(np.float64) - logits.max()) / sampler.temperature
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
-    # A token stays if those before it do not reach top_p yet: the most likely one always does.
-    kept = int(np.count_nonzero(np.cumsum(ranked) - ranked < sampler.top_p))
+    # A token stays if those before it do not reach top_p yet: the most likely one always does. With top_p 1
+    # all stay, which rounding in the sum must not change.
+    before = np.cumsum(ranked) - ranked
+    kept = int(np.count_nonzero(before < sampler.top_p)) if sampler.top_p < 1 else len(ranked)
     ranked = ranked[:kept] / ranked[:kept].sum()
     return int(order[random.choice(kept, p=ranked)])

@@ -6,16 +6,16 @@ import resource
 import sys
 from dataclasses import dataclass
 
-import jax
+from endor_jax.streaming.transfer import Device
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Figures of one generation.
 
-    bytes_read and bytes_transferred are counted where they happen, since the model was loaded;
-    peak_host_bytes is the peak resident memory of the process; peak_device_bytes is what JAX's allocator
-    reports, None on CPU, where device memory is host memory.
+    bytes_read and bytes_transferred are those of its passes, counted where they happen (`Model.bytes_read`
+    has what loading took too). peak_host_bytes is the peak resident memory of the process; peak_device_bytes
+    is what JAX's allocator reports, None on CPU, where device memory is host memory.
     """
 
     prompt_tokens: int
@@ -50,6 +50,6 @@ def peak_host_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def peak_device_bytes(device: jax.Device) -> int | None:
+def peak_device_bytes(device: Device) -> int | None:
     """Peak bytes that JAX's allocator gave out on a device; None where it does not count (CPU)."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")

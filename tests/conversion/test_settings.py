@@ -1,0 +1,41 @@
+"""Settings are checked when they are made, each error says what was expected."""
+
+import pytest
+
+from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.errors import InvalidInputError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prune": "lottery"}, r"prune: got 'lottery', expected none or magnitude"),
+        ({"sparsity": 0.5}, r"sparsity: got 0.5 with prune='none'"),
+        ({"prune": "magnitude"}, r"sparsity: got None with prune='magnitude'"),
+        ({"prune": "magnitude", "sparsity": 1.0}, r"sparsity: got 1.0, expected 0 or more and below 1"),
+        ({"prune": "magnitude", "sparsity": -0.1}, r"sparsity: got -0.1"),
+        ({"prune": "magnitude", "sparsity": float("nan")}, r"sparsity: got nan"),
+        ({"values": "packed:8"}, r"value codec: got 'packed:8'"),
+        ({"values": "zip"}, r"value codec: got 'zip'"),
+        ({"dtype": "float8_e4m3fn"}, r"dtype: got 'float8_e4m3fn', expected bfloat16, float16, float32"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        ConvertSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"prune": "magnitude", "sparsity": 0.0},
+        {"prune": "magnitude", "sparsity": 0.999},
+        {"values": "raw"},
+        {"values": "packed"},
+        {"values": "packed:7"},
+        {"values": "auto", "dtype": "float16", "keep_negative_zero": True},
+    ],
+)
+def test_usable_settings(settings):
+    ConvertSettings(**settings)

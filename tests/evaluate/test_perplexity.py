@@ -1,0 +1,65 @@
+"""Perplexity is exp of the mean negative log-likelihood, whatever is held in memory at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import endor_jax as endor
+from endor_jax.errors import InvalidInputError
+from endor_jax.evaluate import perplexity as module
+from endor_jax.evaluate.perplexity import perplexity
+from tests.tiny_models import write_tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    base = tmp_path_factory.mktemp("perplexity")
+    endor.convert(write_tiny(base / "source"), base / "dst")
+    with endor.load(base / "dst", context=130) as loaded:
+        yield loaded
+
+
+def by_the_formula(model, ids: list[int], length: int) -> tuple[float, float, int]:
+    losses = []
+    for first in range(0, len(ids) - length + 1, length):
+        block = ids[first : first + length]
+        logits = model.logits([block])[0].astype(np.float64)
+        likelihood = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        losses += [-np.log(likelihood[i, block[i + 1]]) for i in range(length - 1)]
+    value = np.exp(np.mean(losses))
+    error = value * np.std(losses, ddof=1) / np.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return float(value), float(error), len(losses)
+
+
+@pytest.mark.parametrize(("count", "length"), [(100, 10), (109, 10), (130, 130), (2, 2), (20, 19)])
+def test_it_is_the_formula(model, count, length):
+    ids = np.random.default_rng(count).integers(0, 320, count).tolist()
+    result = perplexity(model, ids, sequence_length=length)
+    value, error, tokens = by_the_formula(model, ids, length)
+    assert result.value == pytest.approx(value, rel=1e-6)
+    assert result.standard_error == pytest.approx(error, rel=1e-6)
+    assert result.tokens == tokens == count // length * (length - 1)
+
+
+def test_what_is_held_at_once_changes_nothing(model, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, 320, 100).tolist()
+    whole = perplexity(model, ids, sequence_length=10)
+    for size in (1, 3 * 10 * 4 * 320):
+        monkeypatch.setattr(module, "LOGITS_BYTES", size)
+        assert perplexity(model, ids, sequence_length=10) == whole
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "message"),
+    [
+        (9, 10, "got 9 tokens, expected at least one block of 10"),
+        (0, 10, "got 0 tokens"),
+        (10, 1, "sequence_length 1, expected at least 2"),
+        (10, 0, "sequence_length 0"),
+        (200, 131, "at most 130"),
+    ],
+)
+def test_what_cannot_be_scored(model, count, length, message):
+    with pytest.raises(InvalidInputError, match=message):
+        perplexity(model, [1] * count, sequence_length=length)

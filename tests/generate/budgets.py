@@ -1,0 +1,64 @@
+"""Budgets that put a model's records into tiers of the test's choice: plans are made, not guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from endor_jax import models
+from endor_jax.errors import DoesNotFitError
+from endor_jax.generate.placement import Geometry, geometry, plan_model
+from endor_jax.store.manifest import Manifest, read_manifest
+from endor_jax.streaming.plan import DEPTH, Plan
+
+HUGE = 2**40
+
+
+def plan_at(path: Path, device: int, host: int, *, context: int | None = None, depth: int = DEPTH) -> Plan:
+    manifest, shape = described(path, context)
+    return plan_model(manifest, shape, device_budget_bytes=device, host_budget_bytes=host, depth=depth)
+
+
+def described(path: Path, context: int | None) -> tuple[Manifest, Geometry]:
+    manifest = read_manifest(path)
+    config = models.from_hf(json.loads((path / "config.json").read_text()))
+    dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
+    return manifest, geometry(config, dtype, context)
+
+
+def smallest(path: Path, *, context: int | None = None, depth: int = DEPTH) -> tuple[int, int]:
+    """The least device and host budgets that are accepted."""
+
+    def least(fits) -> int:
+        low, high = 0, HUGE
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        return low
+
+    def accepted(device: int, host: int) -> bool:
+        try:
+            plan_at(path, device, host, context=context, depth=depth)
+        except DoesNotFitError:
+            return False
+        return True
+
+    device = least(lambda size: accepted(size, HUGE))
+    return device, least(lambda size: accepted(device, size))
+
+
+def budgets_of_tiers(
+    path: Path, *, context: int | None = None, depth: int = DEPTH
+) -> dict[str, tuple[int, int]]:
+    """From all streamed from disk to all resident."""
+    device, host = smallest(path, context=context, depth=depth)
+    everything = plan_at(path, HUGE, HUGE, context=context, depth=depth).device_bytes
+    kept = plan_at(path, device, HUGE, context=context, depth=depth).host_bytes
+    return {
+        "disk": (device, host),
+        "disk and host": (device, (host + kept) // 2),
+        "host": (device, kept),
+        "disk and device": ((device + everything) // 2, host),
+        "all three": ((device + everything) // 2, (host + kept) // 2),
+        "device": (everything, host),
+    }
