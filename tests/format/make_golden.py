@@ -10,11 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import hextext
 import numpy as np
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.format.encode import encode_array
+from tests.format import hextext
 
 GOLDEN = Path(__file__).parent / "golden"
 

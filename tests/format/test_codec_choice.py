@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from endor_jax.format.values import (
     parse_codec,
     unpack_fields,
 )
+from tests import strategies
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOAT_FORMATS))

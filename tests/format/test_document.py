@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import hextext
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import transcription
 
 from endor_jax.arrays import bits_of
 from endor_jax.format.decode import decode
@@ -20,6 +18,7 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
 from endor_jax.kernels.expand import expand
 from endor_jax.store.manifest import FORMAT_VERSION
+from tests.format import hextext, transcription
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 

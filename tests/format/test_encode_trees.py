@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import strategies
 from hypothesis import given
 
 import endor_jax as endor
@@ -20,6 +19,7 @@ from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
+from tests import strategies
 
 
 def weight(shape: tuple[int, ...] = (4, 80), dtype: str = "bfloat16") -> np.ndarray:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from endor_jax.format.layout import (
     plan_layout,
 )
 from endor_jax.format.values import Codec, parse_codec
+from tests import strategies
 
 
 def sections(layout: RecordLayout) -> list[Section]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from endor_jax.format.encode import encode_array
 from endor_jax.format.layout import FieldLayout, matrix_shape
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
+from tests import strategies
 
 
 def field_layout(tensor: SparseTensor) -> FieldLayout:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-import strategies
-import transcription
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +15,8 @@ from endor_jax.format.encode import encode_array, encode_record
 from endor_jax.format.layout import RecordLayout, TensorSpec, plan_layout
 from endor_jax.format.record import Record
 from endor_jax.format.values import Codec, parse_codec
+from tests import strategies
+from tests.format import transcription
 
 DENSE_DTYPES = ("bool", "uint8", "int16", "float8_e4m3fn", "bfloat16", "float32", "int32")
 

@@ -13,12 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import shapes
-import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from shapes import NamedShape
 
 from endor_jax.arrays import FLOAT_FORMATS, bits_of, dtype_from_name
 from endor_jax.errors import InvalidInputError, UnsupportedError
@@ -30,6 +27,8 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec, parse_codec
 from endor_jax.kernels.backends import IMPLEMENTATIONS, Implementation
 from endor_jax.kernels.expand import expand, expand_all
+from tests import shapes, strategies
+from tests.shapes import NamedShape
 
 CODECS = {
     "bfloat16": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import pytest
-import shapes
-from jax import sharding
 
 from endor_jax.format.encode import encode_array
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import linear
-
-
-def cuda_text(function: Callable[..., Any], *arguments: Any) -> str:
-    """The lowered program. jax >= 0.11 wants to know the device that it lowers for."""
-    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if jax.__version_info__ >= (0, 11):
-        device = sharding.AbstractDevice("NVIDIA H200", 1, "cuda")
-        context = sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=device))
-    with context:
-        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-
-
-def abstract(tensor: SparseTensor) -> SparseTensor:
-    return jax.tree.map(lambda words: jax.ShapeDtypeStruct(words.shape, words.dtype), tensor)
+from tests import shapes
+from tests.lowering import abstract, cuda_text
 
 
 @pytest.mark.parametrize("codec", ["raw", "packed:2", "dense-raw", "dense-packed:3"])

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import shapes
-from shapes import NamedShape
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.encode import encode_array, encode_record, with_escapes
@@ -16,6 +14,8 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import dense, linear
+from tests import shapes
+from tests.shapes import NamedShape
 
 FLOAT32_STEP = 2.0**-24
 """Largest relative error of one float32 operation."""

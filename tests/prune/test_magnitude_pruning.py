@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-import strategies
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
+from tests import strategies
 
 sparsities = st.sampled_from((0.0, 0.1, 0.25, 0.5, 0.7, 0.999)) | st.floats(0, 1, exclude_max=True)
 
