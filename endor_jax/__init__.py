@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from endor_jax.kernels.expand import expand as expand
     from endor_jax.kernels.linear import linear as linear
     from endor_jax.store.reader import Checkpoint as Checkpoint
-    from endor_jax.store.reader import Checkpoint as open
+    from endor_jax.store.reader import Checkpoint as open  # noqa: F401
     from endor_jax.store.save import save as save
     from endor_jax.streaming.api import Stream as Stream
     from endor_jax.streaming.api import stream as stream
     from endor_jax.streaming.plan import Plan as Plan
-    from endor_jax.version import VERSION as __version__
+    from endor_jax.version import VERSION as __version__  # noqa: F401
 
 _HOMES = {
     "Checkpoint": "endor_jax.store.reader:Checkpoint",

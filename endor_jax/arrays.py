@@ -53,6 +53,11 @@ def dtype_from_name(name: str) -> np.dtype:
     return np.dtype(extension) if isinstance(extension, type) else np.dtype(name)
 
 
+def native(array: np.ndarray) -> np.ndarray:
+    """The same values in this machine's byte order, which is what a dtype's name stands for."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def bits_of(array: np.ndarray) -> np.ndarray:
     """The same memory as unsigned integers: () or (...,) of uint8/16/32/64, whatever the element width."""
     return np.ascontiguousarray(array).view(np.dtype(f"uint{8 * array.dtype.itemsize}")).reshape(array.shape)

@@ -21,12 +21,24 @@ class InvalidInputError(EndorError, ValueError):
     """An argument, option or input file has a value that cannot be used."""
 
 
+class OptionError(InvalidInputError):
+    """An option has a value that it cannot have, whatever the input is."""
+
+    exit_code = 2
+
+
 class UnsupportedError(EndorError, ValueError):
     """The input is well-formed, but of a kind that this version does not handle."""
 
 
 class NotFoundError(EndorError, FileNotFoundError):
     """A path that should exist does not."""
+
+
+class IncompleteCheckpointError(NotFoundError):
+    """A file that the manifest of a checkpoint lists is missing."""
+
+    exit_code = 4
 
 
 class DestinationExistsError(EndorError, FileExistsError):

@@ -6,6 +6,7 @@ import os
 
 import hypothesis
 import jax
+import pytest
 
 # Mixed dtypes and silently broadcast ranks are errors in the package: users may run with these settings.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -20,3 +21,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` skip where there is none, and say so."""
+    if any(device.platform == "gpu" for device in jax.devices()):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

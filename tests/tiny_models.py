@@ -1,4 +1,4 @@
-"""Tiny random models as Hugging Face directories, written without torch: what conversion and generation read."""
+"""Tiny random models as Hugging Face directories, written without torch."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, dict[str, tuple[int, ...]
 
 @cache
 def byte_tokenizer() -> str:
-    """A tokenizer.json with a token per byte, so that random ids are mostly invalid UTF-8, and an end token."""
+    """A tokenizer.json with a token per byte, so that random ids are mostly no UTF-8, and an end token."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     made = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

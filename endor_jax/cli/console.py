@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 _PIPE_WIDTH = 120
 
 
+interrupted = threading.Event()
+"""Set by ^C. The exception that comes with it is lost when it strikes inside a callback of a library."""
+
+
+def stop_if_interrupted() -> None:
+    """Raises KeyboardInterrupt if ^C was pressed: for places that long work passes often."""
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 @dataclass(frozen=True)
 class Output:
     """How a verb talks: as JSON or to a person, with how many words."""
@@ -54,6 +65,7 @@ class Output:
 
     def text(self, text: str) -> None:
         """Generated text as it comes: stdout, or stderr when stdout is for JSON."""
+        stop_if_interrupted()
         stream = sys.stderr if self.as_json else sys.stdout
         if not (self.as_json and self.quiet):
             stream.write(text)
@@ -83,4 +95,9 @@ class Output:
             *columns, console=notes, disable=self.quiet or not notes.is_terminal, transient=True
         ) as bar:
             task = bar.add_task("starting", total=None)
-            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+            def report(what: str, done: int, total: int) -> None:
+                stop_if_interrupted()
+                bar.update(task, description=what, completed=done, total=total)
+
+            yield report

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
+from endor_jax.cli.info import files_bytes
 
 
 def command(
@@ -31,7 +32,7 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Convert a model to a compressed checkpoint. Lossless but for pruning and a change of dtype."""
-    from endor_jax.conversion.pipeline import run_conversion, survey_source
+    from endor_jax.conversion.pipeline import run_conversion, survey_conversion
     from endor_jax.conversion.settings import ConvertSettings
 
     output = Output(as_json, quiet, verbose)
@@ -46,17 +47,18 @@ def command(
     )
     with output.progress() as progress:
         if dry_run:
-            survey = survey_source(source, settings, progress)
+            survey = survey_conversion(source, destination, settings=settings, progress=progress)
             manifest, dense_bytes, negative_zeros = survey.expected, survey.dense_bytes, None
+            stored_bytes = manifest.stored_bytes
         else:
             conversion = run_conversion(source, destination, settings=settings, progress=progress)
             manifest, dense_bytes = conversion.manifest, conversion.dense_bytes
-            negative_zeros = conversion.negative_zeros
+            negative_zeros, stored_bytes = conversion.negative_zeros, files_bytes(conversion.path)
     result: dict[str, Any] = {
         "path": None if dry_run else destination,
         "dense_bytes": dense_bytes,
-        "stored_bytes": manifest.stored_bytes,
-        "ratio": dense_bytes / manifest.stored_bytes,
+        "stored_bytes": stored_bytes,
+        "ratio": dense_bytes / stored_bytes,
         "negative_zeros": negative_zeros,
         "signatures": len(manifest.signatures),
     }

@@ -56,7 +56,7 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
     stats = [stats for record in manifest.records for stats in record.stats.values()]
     elements = sum(s.elements for s in stats)
     dense = sum(manifest.layout(record).dense_bytes for record in manifest.records)
-    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    stored = files_bytes(path)
     layers = [record for record in manifest.records if record.name.startswith("layers.")]
     return {
         "layers": len(layers),
@@ -64,10 +64,15 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
         "dense_bytes": dense,
         "stored_bytes": stored,
         "ratio": dense / stored,
-        "sparsity": 1 - sum(s.nonzero for s in stats) / elements,
+        "sparsity": 1 - sum(s.nonzero for s in stats) / elements if elements else 0.0,
         "signatures": len(manifest.signatures),
         "tensors": rows,
     }
+
+
+def files_bytes(path: Path) -> int:
+    """Bytes of all files of a checkpoint."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _readable(name: str, value: Any) -> str:

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import typer
 
 from endor_jax.cli import convert, demo, doctor, export, generate, info, plan
+from endor_jax.cli.console import interrupted, stop_if_interrupted
 from endor_jax.errors import EndorError
 
 INTERRUPTED = 130
@@ -27,25 +30,37 @@ app = typer.Typer(
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The verb, with our own errors as one line on stderr and as an exit code."""
+    """The verb, with our own errors and ^C as one line on stderr and as an exit code."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
+        interrupted.clear()
+        before = signal.signal(signal.SIGINT, _interrupt)
         try:
             command(*args, **options)
-        except EndorError as error:
-            sys.stderr.write(f"endor: {error}\n")
-            raise typer.Exit(error.exit_code) from error
-        except BrokenPipeError:  # typer ends quietly
+            stop_if_interrupted()
+        except BaseException as error:
+            if interrupted.is_set():  # whatever became of the KeyboardInterrupt on its way up
+                raise _exit("interrupted", INTERRUPTED) from error
+            if isinstance(error, EndorError):
+                raise _exit(str(error), error.exit_code) from error
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                raise _exit(str(error), 1) from error  # a full disk, a directory that may not be read
             raise
-        except OSError as error:  # a full disk, a directory that may not be read
-            sys.stderr.write(f"endor: {error}\n")
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            sys.stderr.write("\nendor: interrupted\n")
-            raise typer.Exit(INTERRUPTED) from error
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     return guarded
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupted.set()
+    raise KeyboardInterrupt
+
+
+def _exit(line: str, code: int) -> typer.Exit:
+    sys.stderr.write(f"endor: {line}\n")
+    return typer.Exit(code)
 
 
 for module in (convert, export, info, plan, generate, doctor, demo):

@@ -23,16 +23,16 @@ from endor_jax.sources.mapping import Place, to_hf
 from endor_jax.sources.safetensors_writer import write_safetensors
 from endor_jax.sources.source import TensorInfo
 
-VOCABULARY, TIME, BATCH, STEPS = 1024, 128, 8, 150
+VOCABULARY, TIME, BATCH, STEPS = 1024, 128, 4, 220
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 8,  # of fewer, all would be in flight at once, and nothing read again
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,  # of fewer, all would be in flight at once, and nothing read again
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,

@@ -30,17 +30,15 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Say which weights would live where, how many bytes move per token, and whether it fits."""
-    import jax
-
     from endor_jax import models
     from endor_jax.generate.placement import geometry, plan_model
-    from endor_jax.streaming.budget import budgets
+    from endor_jax.streaming.budget import budgets, default_device
 
     output = Output(as_json, quiet, verbose)
     manifest = _manifest(Path(subject), sparsity, dtype)
     config = models.from_hf(manifest.model or {})
     stored = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    device_bytes, host_bytes = budgets(jax.local_devices()[0], device_memory, host_memory)
+    device_bytes, host_bytes = budgets(default_device(), device_memory, host_memory)
     plan = plan_model(
         manifest,
         geometry(config, stored, context),

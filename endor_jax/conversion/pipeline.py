@@ -19,9 +19,11 @@ import numpy as np
 from endor_jax import models
 from endor_jax.arrays import array_bytes, bits_of
 from endor_jax.conversion.estimate import estimate, stored_info
-from endor_jax.conversion.layouts import record_layouts
+from endor_jax.conversion.layouts import VOCABULARY, record_layouts
 from endor_jax.conversion.prepare import prepare
 from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.choose import sample_rows
 from endor_jax.format.layout import RecordLayout, TensorSpec
 from endor_jax.format.values import Codec
 from endor_jax.sources.mapping import Place, locate
@@ -29,11 +31,8 @@ from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.save import codec_for
-from endor_jax.store.writer import CheckpointWriter
+from endor_jax.store.writer import CheckpointWriter, check_destination
 from endor_jax.version import VERSION
-
-SAMPLE_ROWS = 4096
-"""Rows of a tensor that the codec choice looks at: enough for a byte count within a fraction of a percent."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, dense bytes done, dense bytes in all)"""
@@ -57,12 +56,16 @@ class Survey:
         return estimate(self.layouts, lambda record, tensor: self.sparsity[_kind(record), tensor])
 
 
-def survey_source(
-    source: str | os.PathLike[str], settings: ConvertSettings, progress: Progress | None = None
+def survey_conversion(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    settings: ConvertSettings,
+    progress: Progress | None = None,
 ) -> Survey:
     """What `run_conversion` would do; reads samples, writes nothing. Raises as it does."""
     with open_source(Path(source)) as opened:
-        models.from_hf(opened.config)
+        check_destination(Path(destination))
         return survey(opened, settings, progress or (lambda what, done, total: None))
 
 
@@ -91,7 +94,7 @@ def run_conversion(
     """Converts `source` to a checkpoint at `destination`; see `endor_jax.conversion.api.convert`."""
     report = progress or (lambda what, done, total: None)
     with open_source(Path(source)) as opened:
-        models.from_hf(opened.config)  # refuses what the model code does not know, before anything is written
+        check_destination(Path(destination))
         plan = survey(opened, settings, report)
         writer = CheckpointWriter(destination)
         config = _config(opened, settings)
@@ -130,9 +133,7 @@ def _prepare_record(
 
 def survey(source: Source, settings: ConvertSettings, report: Progress) -> Survey:
     """Finds all tensors, chooses a codec per role and lays every record out. Reads only the samples."""
-    names: dict[str, dict[str, str]] = {}
-    for place, name in locate(source).items():
-        names.setdefault(place.record, {})[place.tensor] = name
+    names = _located(source)
     total = sum(
         array_bytes(*_stored(source, name, settings)) for named in names.values() for name in named.values()
     )
@@ -161,6 +162,26 @@ def survey(source: Source, settings: ConvertSettings, report: Progress) -> Surve
         for record, tensors in names.items()
     }
     return Survey(names, record_layouts(specs), sparsity, total)
+
+
+def _located(source: Source) -> dict[str, dict[str, str]]:
+    """Source names by record and tensor, once config, names and shapes are what the model code knows."""
+    decoder = models.decoder(models.from_hf(source.config))
+    matrix = {"weight": (decoder.config.vocabulary_size, decoder.config.hidden_size)}
+    shapes = {"stem": decoder.stem_shapes, "layers": decoder.block_shapes, "final": decoder.final_shapes}
+    shapes |= dict.fromkeys(VOCABULARY, matrix)
+    names: dict[str, dict[str, str]] = {}
+    for place, name in locate(source).items():
+        expected = shapes[_kind(place.record)][place.tensor]
+        if source.tensors[name].shape != expected:
+            raise InvalidInputError(
+                f"tensor {name!r} of {source.path}",
+                got=f"shape {source.tensors[name].shape}",
+                expected=f"{expected}, by config.json",
+                fix="check that config.json belongs to these weights",
+            )
+        names.setdefault(place.record, {})[place.tensor] = name
+    return names
 
 
 def _choose(
@@ -200,13 +221,8 @@ def _sampled_records(records: list[str]) -> dict[str, list[str]]:
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """At most SAMPLE_ROWS rows of a matrix, evenly spaced; anything else as it is.
-
-    A copy: a view would keep the whole tensor in memory, and those of other layers beside it.
-    """
-    if array.ndim != 2 or array.shape[0] <= SAMPLE_ROWS:
-        return array
-    return array[:: -(-array.shape[0] // SAMPLE_ROWS)].copy()
+    """The rows of a matrix that a codec is chosen by: no more need stay in memory. Anything else as it is."""
+    return sample_rows(array) if array.ndim == 2 else array
 
 
 def _kind(record: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from endor_jax.arrays import FLOAT_FORMATS
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import OptionError
 from endor_jax.format.values import parse_codec
 
 PRUNE_METHODS = ("none", "magnitude")
@@ -28,23 +28,23 @@ class ConvertSettings:
 
     def __post_init__(self) -> None:
         if self.prune not in PRUNE_METHODS:
-            raise InvalidInputError(
+            raise OptionError(
                 "prune", got=repr(self.prune), expected=" or ".join(PRUNE_METHODS), fix="choose one"
             )
         if (self.prune == "none") != (self.sparsity is None):
-            raise InvalidInputError(
+            raise OptionError(
                 "sparsity",
                 got=f"{self.sparsity} with prune={self.prune!r}",
                 expected="a sparsity with a pruning method, none without",
                 fix="give both or neither",
             )
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise InvalidInputError(
+            raise OptionError(
                 "sparsity", got=str(self.sparsity), expected="0 or more and below 1", fix="0.5 drops half"
             )
         if self.values not in ("auto", "packed"):
             parse_codec(self.values)
         if self.dtype is not None and self.dtype not in FLOAT_FORMATS:
-            raise InvalidInputError(
+            raise OptionError(
                 "dtype", got=repr(self.dtype), expected=", ".join(FLOAT_FORMATS), fix="choose one of these"
             )

@@ -59,7 +59,7 @@ def perplexity(model: Model, token_ids: Sequence[int], *, sequence_length: int =
 
 
 def _group_losses(model: Model, blocks: list[list[int]]) -> Float[np.ndarray, " tokens"]:
-    """Losses of the scored tokens of some blocks, in one pass over the layers."""
+    """Losses of the scored tokens of some blocks."""
     logits = model.logits(blocks)
     return np.concatenate([_losses(logits[i, :-1], block[1:]) for i, block in enumerate(blocks)])
 

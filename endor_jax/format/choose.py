@@ -9,10 +9,9 @@ import numpy as np
 from endor_jax.arrays import FLOAT_FORMATS, FloatFormat, bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.format import bitmap
-from endor_jax.format.encode import BLOCK_ELEMENTS, escape_words
+from endor_jax.format.encode import block_rows, escape_words
 from endor_jax.format.layout import SEGMENT, matrix_shape
 from endor_jax.format.values import (
-    EXPONENTS,
     Codec,
     best_windows,
     exponent_histogram,
@@ -23,19 +22,22 @@ from endor_jax.format.values import (
 
 TOLERANCE = 1.01
 """Of codecs within 1 % of the smallest, the one with fewest escapes is taken: escapes cost time too."""
+SAMPLE_SEGMENTS = 4096
+"""Segments of an array that a choice looks at: enough for a byte count within a fraction of a percent."""
 
 
 def choose_codec(samples: Sequence[np.ndarray], values: str = "auto") -> Codec:
     """The codec with the fewest bytes over sample arrays of one role (one dtype: bfloat16, float16, float32).
 
     values: "auto" considers raw and every packed width, each with and without a bitmap; "raw", "packed" and
-    "packed:K" restrict that. Raises InvalidInputError for other text or a K that the dtype has no room for.
+    "packed:K" restrict that. Of long arrays evenly spaced rows are looked at (SAMPLE_SEGMENTS). Raises
+    InvalidInputError for other text or a K that the dtype has no room for.
     """
     number = FLOAT_FORMATS[samples[0].dtype.name]
     allowed = _allowed(values, number)
     sizes: dict[Codec, tuple[int, int]] = {}
     for sample in samples:
-        matrix = bits_of(sample).reshape(matrix_shape(sample.shape))
+        matrix = sample_rows(bits_of(sample).reshape(matrix_shape(sample.shape)))
         for codec, (size, escapes) in codec_sizes(matrix, number).items():
             before = sizes.get(codec, (0, 0))
             sizes[codec] = before[0] + size, before[1] + escapes
@@ -43,6 +45,16 @@ def choose_codec(samples: Sequence[np.ndarray], values: str = "auto") -> Codec:
     smallest = min(size for size, _ in sizes.values())
     near = [codec for codec, (size, _) in sizes.items() if size <= TOLERANCE * smallest]
     return min(near, key=lambda codec: (sizes[codec][1], sizes[codec][0]))
+
+
+def sample_rows(matrix: np.ndarray) -> np.ndarray:
+    """Evenly spaced rows of a matrix, of at most SAMPLE_SEGMENTS segments (but one row at least), as a copy.
+
+    All of it, uncopied, if it is no longer than that.
+    """
+    rows, columns = matrix.shape
+    step = -(-rows * -(-columns // SEGMENT) // SAMPLE_SEGMENTS)
+    return matrix if step == 1 else matrix[::step].copy()
 
 
 def _allowed(values: str, number: FloatFormat) -> Callable[[Codec], bool]:
@@ -70,7 +82,8 @@ def codec_sizes(bits: np.ndarray, number: FloatFormat) -> dict[Codec, tuple[int,
     rows, columns = bits.shape
     segments = rows * -(-columns // min(SEGMENT, columns))
     nonzero, total = int(np.count_nonzero(bits)), bits.size
-    histogram = _histogram(bits, number)
+    packed = packed_codecs(number, bitmap=True)
+    covered = _covered(bits, number, [codec.exponent_bits for codec in packed])
     bitmap_words = rows * bitmap.words_per_row(columns)
     sizes: dict[Codec, tuple[int, int]] = {}
     for with_bitmap, candidates, fixed in (
@@ -80,24 +93,26 @@ def codec_sizes(bits: np.ndarray, number: FloatFormat) -> dict[Codec, tuple[int,
         raw = Codec("raw", bitmap=with_bitmap)
         sizes[raw] = 4 * (fixed + -(-candidates * number.bits // 32)), 0
         for codec in packed_codecs(number, bitmap=with_bitmap):
-            covered = int(best_windows(histogram, codec.exponent_bits)[1].sum())
-            stored = covered if with_bitmap else total
+            fits = covered[codec.exponent_bits]
+            stored = fits if with_bitmap else total
             words = fixed + -(-segments // 4) + -(-stored * codec.field_bits(number) // 32)
-            escapes = candidates - covered
+            escapes = candidates - fits
             sizes[codec] = 4 * (words + escape_words(escapes, number.bits // 8)), escapes
     return sizes
 
 
-def _histogram(bits: np.ndarray, number: FloatFormat) -> np.ndarray:
-    """Exponent histogram of every segment of a matrix: (segments, 256)."""
+def _covered(bits: np.ndarray, number: FloatFormat, widths: Sequence[int]) -> dict[int, int]:
+    """How many elements of a matrix fit the windows of their segments, by exponent bits."""
     rows, columns = bits.shape
     segment = min(SEGMENT, columns)
     spare = -columns % segment
-    step = max(1, BLOCK_ELEMENTS // columns)
-    blocks = [np.zeros((0, EXPONENTS), np.int64)]
-    for row in range(0, rows, step):
+    step = block_rows(columns)
+    covered = dict.fromkeys(widths, 0)
+    for row in range(0, rows, step):  # block by block: a histogram is 256 counts for every segment
         block = bits[row : row + step]
         if spare:
             block = np.pad(block, ((0, 0), (0, spare)))
-        blocks.append(exponent_histogram(exponents_of(block.reshape(-1, segment), number), number))
-    return np.concatenate(blocks)
+        histogram = exponent_histogram(exponents_of(block.reshape(-1, segment), number), number)
+        for width in widths:
+            covered[width] += int(best_windows(histogram, width)[1].sum())
+    return covered

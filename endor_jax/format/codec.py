@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from endor_jax.arrays import FLOAT_FORMATS
+from endor_jax.arrays import FLOAT_FORMATS, native
 from endor_jax.errors import UnsupportedError
 from endor_jax.format.choose import choose_codec
 from endor_jax.format.encode import encode_array
@@ -32,7 +32,7 @@ def encode(params: Any, *, values: str = "auto", select: Select | None = None) -
         wanted = select(name, array) if select else single or encodable(array)
         if not wanted:
             return array
-        host = np.asarray(array)
+        host = native(np.asarray(array))
         if not encodable(host):
             raise UnsupportedError(
                 f"array {name!r}" if name else "array",

@@ -2,7 +2,7 @@
 
 Two steps: `encode_matrix` turns the bits of one matrix into its pieces (bitmap, field counts, bases, stream,
 escapes), a cache-sized block of rows at a time; `encode_record` lays the pieces of all tensors of a layer out
-in its parts (docs/format.md, "Part, record").
+in its parts (docs/format.md, "Part").
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from endor_jax.format.values import (
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements encoded at a time: their temporaries stay in the second-level cache."""
+BLOCK_SEGMENTS = 1 << 12
+"""Segments encoded at a time: each has a histogram of 256 counts."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class EncodedMatrix:
 def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> EncodedMatrix:
     """Encodes (rows, columns) element bits, in the unsigned dtype of `number`."""
     rows, columns = bits.shape
-    step = max(1, BLOCK_ELEMENTS // columns)
+    step = block_rows(columns)
     blocks = [_encode_rows(bits[row : row + step], codec, number) for row in range(0, rows, step)]
     stored, counts, bases, values, escaped = zip(*blocks, strict=True)
     width = codec.field_bits(number)
@@ -80,6 +82,11 @@ def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> Encode
         escape_bits=bits.reshape(-1)[escape_index],
         nonzero=int(np.count_nonzero(bits)),
     )
+
+
+def block_rows(columns: int) -> int:
+    """Rows of this many columns that are encoded at a time."""
+    return max(1, min(BLOCK_ELEMENTS // columns, BLOCK_SEGMENTS))
 
 
 def _encode_rows(bits: np.ndarray, codec: Codec, number: FloatFormat) -> tuple[np.ndarray, ...]:

@@ -1,11 +1,11 @@
 """The value codecs: how the bits of a stored element become a field of b bits, and back.
 
-A codec is a width b and a function from field to element (docs/format.md, "Fields"):
+A codec is a width b and a function from field to element (docs/format.md, "Codecs"):
 
 * `raw`: the element's own bits.
 * `packed:k`: sign, k-bit exponent code, mantissa. The code counts from a base exponent that each segment
   chooses for itself; every one of the 2^k codes is valid. Pruning removes small magnitudes, so what is left
-  crowds into few exponents. An element outside the window is an escape (`format/codec.py` lists them).
+  crowds into few exponents. An element outside the window is an escape (`format/encode.py` lists them).
 
 A `dense-` prefix means "without bitmap": every element has a field. Lossless, all of them.
 """
@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from endor_jax.arrays import FloatFormat
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import OptionError
 
 EXPONENTS = 256
 """Histogram width: exponents of every supported format fit in a byte."""
@@ -47,10 +47,10 @@ class Codec:
 
 
 def parse_codec(name: str) -> Codec:
-    """The codec called `name`, as `Codec.name` spells it. Raises InvalidInputError for any other text."""
+    """The codec called `name`, as `Codec.name` spells it. Raises OptionError for any other text."""
     match = re.fullmatch(r"(dense-)?(?:raw|packed:([1-7]))", name)
     if not match:
-        raise InvalidInputError(
+        raise OptionError(
             "value codec",
             got=repr(name),
             expected="raw, packed:K with K from 1 to 7, or either with the prefix dense-",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -20,7 +20,8 @@ from endor_jax.generate.runner import Runner, advance, score
 from endor_jax.generate.sampling import Sampler, sample
 from endor_jax.generate.statistics import Statistics, peak_device_bytes, peak_host_bytes
 from endor_jax.store.reader import Checkpoint
-from endor_jax.streaming.budget import budgets
+from endor_jax.store.writer import PARTS
+from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.plan import DEPTH
 from endor_jax.text import StreamingDecoder, Tokenizer, load_tokenizer
 
@@ -75,11 +76,13 @@ class Model:
         moved = self._runner.executor.bytes_read, self._runner.executor.bytes_transferred
         clock = time.perf_counter()
         logits = advance(self._runner, caches, ids, start=0)
-        prompt_seconds, clock = time.perf_counter() - clock, time.perf_counter()
+        prompt_seconds = time.perf_counter() - clock
         waited = 0.0  # what the consumer does between tokens is not ours
         for count in range(1, max_tokens + 1):
             token = sample(logits, sampler, random)
             last = count == max_tokens or token in ends
+            if count <= 2:  # from the second token on: the step that gave it compiles
+                clock, waited = time.perf_counter(), 0.0
             seconds = time.perf_counter() - clock - waited
             self._record(len(ids), prompt_seconds, count, seconds, before=moved)
             text = (decoder.feed(token) + (decoder.finish() if last else "")) if decoder else ""
@@ -103,11 +106,13 @@ class Model:
     def logits(
         self, token_ids: Sequence[Sequence[int]] | np.ndarray
     ) -> Float[np.ndarray, "batch length vocabulary"]:
-        """Float32 logits at every position of (batch, length) token ids, in one pass over the layers.
+        """Float32 logits at every position of (batch, length) token ids, layer-major.
+
+        As many sequences as fill the context share a pass over the layers.
 
         Raises InvalidInputError for an empty or ragged batch, or one longer than the context.
         """
-        batch = [[int(token) for token in row] for row in token_ids]
+        batch = [_integers(row) for row in token_ids]
         if len({len(row) for row in batch}) != 1:
             raise InvalidInputError(
                 "token ids",
@@ -122,16 +127,6 @@ class Model:
         """Logits per position; token ids are below it."""
         return self._runner.embedding.vocabulary
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of weights read from disk since the model was loaded, what is read ahead included."""
-        return self._checkpoint.bytes_read
-
-    @property
-    def bytes_transferred(self) -> int:
-        """Bytes copied to the device since the model was loaded."""
-        return self._runner.executor.bytes_transferred
-
     def _record(
         self, prompt: int, prompt_seconds: float, generated: int, seconds: float, *, before: tuple[int, int]
     ) -> None:
@@ -145,12 +140,12 @@ class Model:
             executor.bytes_read - before[0],
             executor.bytes_transferred - before[1],
             peak_host_bytes(),
-            peak_device_bytes(jax.local_devices()[0]),
+            peak_device_bytes(self._runner.device),
         )
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+            return _integers(prompt)
         if self.tokenizer is None:
             raise InvalidInputError(
                 f"checkpoint {self._checkpoint.path}",
@@ -184,6 +179,16 @@ class Model:
         self.close()
 
 
+def _integers(ids: Sequence[int] | np.ndarray) -> list[int]:
+    """Token ids as Python ints; operator.index refuses what is none, 1.7 for example."""
+    try:
+        return [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise InvalidInputError(
+            "token ids", got=str(error), expected="integers", fix="encode text first"
+        ) from error
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -199,7 +204,7 @@ def load(
     whose transfer is issued ahead.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
-    device = jax.local_devices()[0]
+    device = default_device()
     checkpoint = Checkpoint(path)
     manifest = checkpoint.manifest
     if manifest.model is None:
@@ -216,5 +221,8 @@ def load(
     plan = plan_model(
         manifest, shape, device_budget_bytes=device_bytes, host_budget_bytes=host_bytes, depth=depth
     )
+    for name in manifest.files:  # those of parts are checked when the parts are read
+        if not name.startswith(PARTS):
+            checkpoint.read_file(name)
     tokenizer = load_tokenizer(checkpoint.path) if "tokenizer.json" in manifest.files else None
     return Model(checkpoint, make_runner(checkpoint, decoder, shape, plan=plan, device=device), tokenizer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from endor_jax.arrays import array_bytes, round_up
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import OptionError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
 from endor_jax.models import LlamaConfig, OptConfig
 from endor_jax.store.manifest import Manifest
@@ -44,11 +44,11 @@ class Geometry:
 def geometry(config: LlamaConfig | OptConfig, dtype: str, context: int | None) -> Geometry:
     """The geometry for a context length; by default the model's own, at most 2048.
 
-    Raises InvalidInputError if the model has no positions for it.
+    Raises OptionError if the model has no positions for it.
     """
     asked = min(config.max_positions, DEFAULT_CONTEXT) if context is None else context
     if not 0 < asked <= config.max_positions:
-        raise InvalidInputError(
+        raise OptionError(
             "context length",
             got=f"{asked} tokens",
             expected=f"1 to {config.max_positions}, the positions that the model was made for",

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from endor_jax.arrays import dtype_from_name
+from endor_jax.arrays import dtype_from_name, round_up
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.generate import steps
@@ -100,15 +100,30 @@ def advance(
 
 
 def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, "batch length vocabulary"]:
-    """Float32 logits at every position of sequences of equal length, in one pass over the layers.
+    """Float32 logits at every position of sequences of equal length, layer-major.
 
-    Needs the cache of one layer only. Raises InvalidInputError for empty sequences or too long ones.
+    As many sequences as fill the context share a pass over the layers: their activations are what the plan
+    has room for. Needs the cache of one layer only. Raises InvalidInputError for empty sequences or too long
+    ones.
     """
     length = len(sequences[0]) if sequences else 0
     _check_length(runner, 0, length)
+    logits = np.empty((len(sequences), length, runner.embedding.vocabulary), np.float32)
+    at_once = max(1, runner.shape.capacity // round_up(length, CHUNK))
+    for first in range(0, len(sequences), at_once):
+        _score_group(runner, sequences[first : first + at_once], into=logits[first : first + at_once])
+    return logits
+
+
+def _score_group(
+    runner: Runner,
+    sequences: Sequence[Sequence[int]],
+    *,
+    into: Float[np.ndarray, "batch length vocabulary"],
+) -> None:
+    """One pass over the layers for some sequences; writes their logits."""
     batch = [_embed(runner, ids, 0) for ids in sequences]
-    vocabulary = runner.embedding.vocabulary
-    logits = np.empty((len(sequences), length, vocabulary), np.float32)
+    vocabulary = into.shape[-1]
     normed: list[list[jax.Array]] = []
     column = 0
 
@@ -130,12 +145,11 @@ def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarra
                 block = np.asarray(steps.head_step(record, x)[0, : chunk.length])
                 width = min(block.shape[1], vocabulary - column)
                 first = int(chunk.start)
-                logits[i, first : first + chunk.length, column : column + width] = block[:, :width]
+                into[i, first : first + chunk.length, column : column + width] = block[:, :width]
         column += width
         return None
 
     runner.executor.run(step)
-    return logits
 
 
 def _embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:

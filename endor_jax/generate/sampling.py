@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise InvalidInputError(
+            raise OptionError(
                 "sampler", got=f"temperature {self.temperature}", expected="0 or more", fix="0 is greedy"
             )
         if not 0 < self.top_p <= 1:
-            raise InvalidInputError(
+            raise OptionError(
                 "sampler", got=f"top_p {self.top_p}", expected="above 0, at most 1", fix="1 keeps all tokens"
             )
         if self.seed < 0:
-            raise InvalidInputError(
+            raise OptionError(
                 "sampler", got=f"seed {self.seed}", expected="0 or more", fix="choose another number"
             )
 

@@ -13,9 +13,10 @@ from endor_jax.streaming.transfer import Device
 class Statistics:
     """Figures of one generation.
 
-    bytes_read and bytes_transferred are those of its passes, counted where they happen (`Model.bytes_read`
-    has what loading took too). peak_host_bytes is the peak resident memory of the process; peak_device_bytes
-    is what JAX's allocator reports, None on CPU, where device memory is host memory.
+    generation_seconds: from the second token on, without the time the consumer takes. bytes_read and
+    bytes_transferred are those of its passes, counted where they happen. peak_host_bytes is the peak resident
+    memory of the process; peak_device_bytes is what JAX's allocator reports, None on CPU, where device memory
+    is host memory.
     """
 
     prompt_tokens: int
@@ -34,8 +35,8 @@ class Statistics:
 
     @property
     def generation_tokens_per_second(self) -> float:
-        """Decode steps over their time; the first token comes with the prompt and does not count."""
-        steps = self.generated_tokens - 1
+        """Decode steps over their time, without the first, which compiles; 0 for fewer than three tokens."""
+        steps = self.generated_tokens - 2
         return steps / self.generation_seconds if steps > 0 and self.generation_seconds else 0.0
 
 

@@ -6,10 +6,13 @@ RoPE, Su et al. 2021 (arXiv 2104.09864), in Hugging Face's order: element i pair
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from endor_jax.models import cache as kv_cache
@@ -82,9 +85,12 @@ def attend(
     capacity, kv_heads = cache.keys.shape[1:3]
     grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)
     keys, values = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, keys, preferred_element_type=jnp.float32)
+    # Left to itself a GPU multiplies float32 with 10 bits of mantissa.
+    precision = lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
+    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+    scores = product("btkgd,bskd->bkgts", grouped, keys)
     seen = jnp.arange(capacity, dtype=positions.dtype)[None, :] <= positions[:, None]
     scores = jnp.where(seen[None, None, None], scores * head_dim**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, values, preferred_element_type=jnp.float32)
+    mixed = product("bkgts,bskd->btkgd", weights, values)
     return mixed.reshape(query.shape).astype(query.dtype)

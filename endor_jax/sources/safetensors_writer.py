@@ -105,6 +105,10 @@ def _index(shards: dict[str, _Shard], infos: Mapping[str, TensorInfo]) -> dict[s
 
 
 def _refuse_existing(directory: Path, targets: list[Path]) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise DestinationExistsError(
+            str(directory), got="a file", expected="a directory, or nothing yet", fix="choose another path"
+        )
     weights = [*directory.glob("*.safetensors"), directory / INDEX_FILE]
     # Weights under other names matter too: the directory would hold two checkpoints.
     for path in (*weights, *targets):

@@ -187,7 +187,11 @@ def from_json(value: Any, where: str) -> Manifest:
         )
         signatures = tuple(Signature(_layout_from_json(s), s["tree"]) for s in body["signatures"])
         for record in records:
+            if not 0 <= record.signature < len(signatures):
+                raise ValueError(f"record {record.name} has signature {record.signature}")
             _check_record(record, signatures[record.signature].layout)
+        for name in body["files"]:
+            _check_inside(name)
         return Manifest(signatures, records, body["model"], body["files"], body["made"])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise _corrupt(where, f"{type(error).__name__}: {error}", "the fields of docs/format.md") from error
@@ -198,13 +202,17 @@ def _check_record(record: StoredRecord, layout: RecordLayout) -> None:
     if len(record.parts) != layout.parts or set(record.stats) != set(layout.names):
         raise ValueError(f"record {record.name} does not have the parts and tensors of its signature")
     for part in record.parts:
-        path = PurePosixPath(part.path)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"part {part.path} is outside the checkpoint")
+        _check_inside(part.path)
         if not 4 * layout.streams_start < part.length_bytes <= part.buffer_bytes or part.buffer_bytes % 4:
             raise ValueError(f"part {part.path} has {part.length_bytes} bytes in {part.buffer_bytes}")
         if len(part.digests) != -(-part.length_bytes // part.chunk_bytes):
             raise ValueError(f"part {part.path} has {len(part.digests)} digests")
+
+
+def _check_inside(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name} is outside the checkpoint")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ O_DIRECT and mmap all read the very same file. Plain 16 MiB chunks would pad eve
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 
 from endor_jax.arrays import round_up
-from endor_jax.errors import CorruptCheckpointError, EndorError, NotFoundError
+from endor_jax.errors import CorruptCheckpointError, EndorError, IncompleteCheckpointError
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 16 * 2**20
@@ -27,6 +28,13 @@ def chunk_bytes_for(length: int) -> int:
     """Bytes of an inner chunk of a part of `length` bytes: whole pages, at most 16 MiB, all about equal."""
     chunks = max(1, -(-length // CHUNK_BYTES))
     return round_up(max(1, -(-length // chunks)), PAGE_BYTES)
+
+
+def file_bytes(length: int) -> int:
+    """Bytes of a data file for `length` bytes: whole chunks, 16 bytes of index for each, a crc32c."""
+    chunk = chunk_bytes_for(length)
+    shard = round_up(max(1, length), chunk)
+    return shard + 16 * (shard // chunk) + 4
 
 
 def write_part(directory: Path, data: np.ndarray) -> None:
@@ -71,17 +79,20 @@ def write_part(directory: Path, data: np.ndarray) -> None:
         ) from error
 
 
-def open_part(directory: Path, length: int, chunk: int) -> ts.TensorStore:
-    """The part in `directory`, of `length` bytes in inner chunks of `chunk`, ready to be read.
+def check_part(directory: Path, length: int, chunk: int) -> None:
+    """Raises unless the metadata in `directory` is that of a part of `length` bytes in chunks of `chunk`.
 
-    Raises NotFoundError or CorruptCheckpointError.
+    IncompleteCheckpointError or CorruptCheckpointError.
     """
     # Without this a missing chunk would read as zeros.
     spec = _spec(directory) | {"fill_missing_data_reads": False, "open": True}
     try:
         store = ts.open(spec).result()
     except ValueError as error:
-        raise _read_error(directory, error) from error
+        # TensorStore reports everything as ValueError: tell a missing file from a damaged one.
+        if not (directory / METADATA_FILE).exists():
+            raise _missing(directory, METADATA_FILE) from error
+        raise _corrupt(directory, _first_line(error), "a readable zarr3 array") from error
     chunks = store.chunk_layout.read_chunk.shape
     if store.shape != (length,) or store.dtype != ts.uint8 or chunks != (chunk,):
         raise _corrupt(
@@ -89,43 +100,48 @@ def open_part(directory: Path, length: int, chunk: int) -> ts.TensorStore:
             f"an array of {store.dtype.name} {store.shape} in chunks of {chunks}",
             f"uint8 {(length,)} in chunks of {(chunk,)}, as the manifest says",
         )
-    return store
 
 
-def read_part(store: ts.TensorStore, directory: Path, into: np.ndarray) -> None:
+def read_part(directory: Path, into: np.ndarray) -> None:
     """Reads the whole part into a (n,) uint8 buffer of exactly its length.
 
-    Reading into memory that is used again is three times faster than letting TensorStore allocate. Raises
-    NotFoundError or CorruptCheckpointError.
+    With preadv, because the file holds the part's bytes from offset 0: TensorStore reads into memory of its
+    own first, which malloc keeps, or maps the file, and then a disk that fails kills the process.
+    Raises IncompleteCheckpointError, CorruptCheckpointError for a file of another length, OSError for a disk
+    that fails.
     """
     try:
-        ts.array(into).write(store).result()
-    except ValueError as error:
-        raise _read_error(directory, error) from error
+        handle = os.open(directory / DATA_FILE, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise _missing(directory, DATA_FILE) from error
+    try:
+        size, expected = os.fstat(handle).st_size, file_bytes(into.shape[0])
+        if size != expected:
+            raise _corrupt(directory, f"{size:,} bytes in {DATA_FILE}", f"{expected:,}")
+        done = 0
+        while done < into.shape[0]:
+            count = os.preadv(handle, [into.data[done:]], done)
+            if count == 0:  # cut off while it was read
+                raise _corrupt(directory, f"{done:,} bytes in {DATA_FILE}", f"{into.shape[0]:,} and more")
+            done += count
+    finally:
+        os.close(handle)
 
 
 def _spec(directory: Path) -> dict[str, Any]:
-    # Memory that no plan knows of: a cache, though every byte is read once a pass; and buffers to read files
-    # into before they are copied to ours, which malloc would keep. A mapping is gone after the copy.
-    context = {"cache_pool": {"total_bytes_limit": 0}, "file_io_mode": {"mode": "memmap"}}
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{directory.resolve()}/"},  # ".." is no path to TensorStore
-        "context": context,
     }
 
 
-def _read_error(directory: Path, error: ValueError) -> EndorError:
-    """TensorStore reports everything as ValueError; tell a missing file from a damaged one."""
-    for name in (METADATA_FILE, DATA_FILE):
-        if not (directory / name).exists():
-            return NotFoundError(
-                f"part {directory}",
-                got=f"no file {name}",
-                expected=f"{METADATA_FILE} and {DATA_FILE}",
-                fix="copy the checkpoint again, or convert it again",
-            )
-    return _corrupt(directory, _first_line(error), "a readable zarr3 array")
+def _missing(directory: Path, name: str) -> IncompleteCheckpointError:
+    return IncompleteCheckpointError(
+        f"part {directory}",
+        got=f"no file {name}",
+        expected=f"{METADATA_FILE} and {DATA_FILE}",
+        fix="copy the checkpoint again, or convert it again",
+    )
 
 
 def _corrupt(directory: Path, got: str, expected: str) -> EndorError:

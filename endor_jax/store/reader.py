@@ -8,14 +8,13 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import tensorstore as ts
 
-from endor_jax.errors import CorruptCheckpointError, NotFoundError
+from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, StreamError
 from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
 from endor_jax.store.digest import digest_bytes, digest_chunks
 from endor_jax.store.manifest import Manifest, Part, StoredRecord, read_manifest
-from endor_jax.store.part import open_part, read_part
+from endor_jax.store.part import METADATA_FILE, check_part, read_part
 
 
 class Checkpoint:
@@ -30,27 +29,32 @@ class Checkpoint:
         self.manifest: Manifest = read_manifest(self.path)
         self.bytes_read = 0
         self._lock = threading.Lock()
-        self._stores: dict[str, ts.TensorStore] = {}
+        self._closed = False
         self._verified: set[str] = set()
 
     def read_part(self, part: Part, *, into: np.ndarray) -> None:
         """Reads a part to the start of a uint8 buffer of at least `part.length_bytes`.
 
-        The first time, its digests are compared. Raises NotFoundError or CorruptCheckpointError naming the
-        file; the buffer's contents are then undefined.
+        The first time, its digests are compared. Raises IncompleteCheckpointError or CorruptCheckpointError
+        naming the file, StreamError after `close`; the buffer's contents are then undefined.
         """
-        directory = self.path / part.path
+        if self._closed:
+            raise StreamError(
+                f"checkpoint {self.path}",
+                got="a read after close()",
+                expected="an open checkpoint",
+                fix="use it inside its with block",
+            )
+        directory, data = self.path / part.path, into[: part.length_bytes]
         with self._lock:
-            store = self._stores.get(part.path)
-        if store is None:
-            store = open_part(directory, part.length_bytes, part.chunk_bytes)
-        data = into[: part.length_bytes]
-        read_part(store, directory, data)
+            first = part.path not in self._verified
+        if first:
+            check_part(directory, part.length_bytes, part.chunk_bytes)
+            self.read_file(f"{part.path}/{METADATA_FILE}")
+        read_part(directory, data)
         with self._lock:
-            self._stores[part.path] = store
             self.bytes_read += part.length_bytes
-            verified = part.path in self._verified
-        if not verified:
+        if first:
             self._verify(part, data)
 
     def _verify(self, part: Part, data: np.ndarray) -> None:
@@ -82,13 +86,13 @@ class Checkpoint:
     def read_file(self, name: str) -> bytes:
         """One of the other files, checked against its digest.
 
-        Raises NotFoundError or CorruptCheckpointError naming the file.
+        Raises IncompleteCheckpointError or CorruptCheckpointError naming the file.
         """
         path = self.path / name
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise NotFoundError(
+            raise IncompleteCheckpointError(
                 f"file {path}", got="no such file", expected=f"{name}, which the manifest lists",
                 fix="copy the checkpoint again, or convert it again",
             ) from error  # fmt: skip
@@ -102,9 +106,8 @@ class Checkpoint:
         return data
 
     def close(self) -> None:
-        """Forgets the open files. Idempotent."""
-        with self._lock:
-            self._stores.clear()
+        """Refuses to read from now on. Idempotent."""
+        self._closed = True
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from endor_jax.arrays import FLOAT_FORMATS
+from endor_jax.arrays import FLOAT_FORMATS, bits_of, native
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.format.choose import choose_codec
+from endor_jax.format.choose import choose_codec, codec_sizes, sample_rows
 from endor_jax.format.codec import encodable
 from endor_jax.format.layout import (
     PART_LIMIT_WORDS,
@@ -50,7 +50,11 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
             role = (name, array.shape, array.dtype.name)
             if role not in codecs:
                 codecs[role] = codec_for([array], values)
-            specs[name] = TensorSpec(array.shape, array.dtype.name, codecs[role])
+            codec = codecs[role]
+            if codec is not None and values == "auto" and not saves(codec, [array]):
+                # Nothing like the layer that its role was settled on: better another signature.
+                codec = codec_for([array], values)
+            specs[name] = TensorSpec(array.shape, array.dtype.name, codec)
         writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
     if count == 0:
         raise InvalidInputError(
@@ -62,7 +66,7 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
 def _array(name: str, leaf: Any) -> np.ndarray:
     """A leaf as NumPy holds it; Python's own numbers in the 32 bits that JAX gives them by default."""
     try:
-        array = np.asarray(leaf, _PYTHON_NUMBERS.get(type(leaf)))
+        array = native(np.asarray(leaf, _PYTHON_NUMBERS.get(type(leaf))))
     except (TypeError, OverflowError):  # a PRNG key, or an int that needs more bits
         array = np.asarray(None)
     if array.dtype.kind in "OSU":
@@ -80,7 +84,17 @@ def codec_for(samples: list[np.ndarray], values: str) -> Codec | None:
     if not encodable(samples[0]) or samples[0].size < SMALL_ELEMENTS:
         return None
     codec = choose_codec(samples, values)
-    return None if codec == Codec("raw", bitmap=False) else codec
+    if codec == Codec("raw", bitmap=False):  # that is the array's own bytes, and offsets
+        return None
+    return codec if values != "auto" or saves(codec, samples) else None
+
+
+def saves(codec: Codec, samples: list[np.ndarray]) -> bool:
+    """Whether a codec stores samples of a role in fewer bytes than their own; on short rows none may."""
+    number = FLOAT_FORMATS[samples[0].dtype.name]
+    matrices = [sample_rows(bits_of(sample).reshape(matrix_shape(sample.shape))) for sample in samples]
+    stored = sum(codec_sizes(matrix, number)[codec][0] for matrix in matrices)
+    return stored < sum(matrix.nbytes for matrix in matrices)
 
 
 def layout_for(

@@ -31,13 +31,7 @@ class CheckpointWriter:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise DestinationExistsError(
-                f"destination {self.path}",
-                got="a file" if self.path.is_file() else "a directory that is not empty",
-                expected="a path where nothing is yet",
-                fix="choose another path, or remove it first",
-            )
+        check_destination(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._written: list[_Written] = []
         self._files: dict[str, str] = {}
@@ -86,6 +80,18 @@ class CheckpointWriter:
         manifest = Manifest(signatures, records, model, dict(self._files), dict(made))
         write_manifest(self.path, manifest)
         return manifest
+
+
+def check_destination(path: Path) -> None:
+    """Raises DestinationExistsError unless a checkpoint can be written to `path`: nothing is there, or an
+    empty directory."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DestinationExistsError(
+            f"destination {path}",
+            got="a directory that is not empty" if path.is_dir() else "a file",
+            expected="a path where nothing is yet",
+            fix="choose another path, or remove it first",
+        )
 
 
 @dataclass(frozen=True)

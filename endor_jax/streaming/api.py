@@ -15,7 +15,7 @@ from endor_jax.format.record import Record
 from endor_jax.format.tree import rebuild, rebuild_like
 from endor_jax.store.manifest import Signature
 from endor_jax.store.reader import Checkpoint
-from endor_jax.streaming.budget import budgets
+from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import DEPTH, FixedCosts, make_plan
 from endor_jax.streaming.step import LayerFunction, make_step
@@ -111,7 +111,7 @@ def stream(
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError, InvalidInputError.
     """
     checkpoint = Checkpoint(path)
-    device = jax.local_devices()[0]
+    device = default_device()
     manifest = checkpoint.manifest
     if like is None and any(signature.tree is None for signature in manifest.signatures):
         raise InvalidInputError(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import jax.numpy as jnp
+
+from endor_jax.errors import InvalidInputError
 from endor_jax.streaming.sizes import parse_size
 from endor_jax.streaming.transfer import Device
 
 FREE_SHARE = 0.9
-"""Share of the free memory that a default budget takes."""
+"""Share of the free memory that default budgets take."""
+HOST_SHARE = 0.2
+"""Of that, the host budget's part where device and host are one memory."""
+
+
+def default_device() -> Device:
+    """Where JAX puts arrays when nobody says: its first device, or that of `jax.default_device`."""
+    return next(iter(jnp.zeros(()).devices()))
 
 
 def budgets(
@@ -16,31 +27,46 @@ def budgets(
 ) -> tuple[int, int]:
     """Device and host budget in bytes: what was asked for, else 90 % of what is free.
 
-    On CPU both are the same memory: what the device budget takes is not free for the host one, which is left
-    a tenth at least, because what the device may take it need not take.
+    On CPU both are one memory: default budgets share the 90 %, and what one budget was given is not free for
+    the other, which keeps a tenth at least. Raises InvalidInputError where a device does not tell how much
+    memory it has.
     """
-    free = free_host_bytes()
-    if device_memory is not None:
-        device_bytes = parse_size(device_memory)
+    device_asked = None if device_memory is None else parse_size(device_memory)
+    host_asked = None if host_memory is None else parse_size(host_memory)
+    free = int(FREE_SHARE * free_host_bytes())
+    if device.platform == "cpu":
+        host = int(HOST_SHARE * free) if device_asked is None else max(free - device_asked, free // 10)
+        on_device = max(free - (host if host_asked is None else host_asked), 0)
     else:
-        device_bytes = int(FREE_SHARE * (free if device.platform == "cpu" else free_device_bytes(device)))
-    if host_memory is not None:
-        return device_bytes, parse_size(host_memory)
-    taken = device_bytes if device.platform == "cpu" else 0
-    return device_bytes, int(max(FREE_SHARE * (free - taken), (1 - FREE_SHARE) * free))
+        host = free
+        on_device = int(FREE_SHARE * free_device_bytes(device)) if device_asked is None else 0
+    return on_device if device_asked is None else device_asked, host if host_asked is None else host_asked
 
 
 def free_host_bytes() -> int:
-    """Memory that can be used without swapping: MemAvailable on Linux, else the physical memory."""
+    """Memory that can be used without swapping, within the limit of this process's control group."""
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (FileNotFoundError, KeyError):
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (FileNotFoundError, KeyError):  # no Linux: the physical memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no control groups, or of version 1
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
 
 
 def free_device_bytes(device: Device) -> int:
     """What JAX's own pool on the device can still give out."""
     stats = device.memory_stats() or {}
-    return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
+    if "bytes_limit" not in stats:
+        raise InvalidInputError(
+            f"device {device}",
+            got="no figure for its memory",
+            expected="one, to take 90 % of it",
+            fix="give a budget: device_memory (--device-memory)",
+        )
+    return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))

@@ -7,6 +7,7 @@ not models: what a step does is the caller's function.
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from endor_jax.errors import StreamError
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
@@ -60,7 +62,7 @@ class Transfer:
 
 
 class Executor:
-    """Runs passes over records placed by a plan. One thread at a time; `close` is idempotent.
+    """Runs passes over records placed by a plan, one at a time; `close` is idempotent.
 
     bytes_read, bytes_transferred: what was read from disk and moved to the device for the records that have
     had their turn, and once for those that stay. So after n passes bytes_read is exactly what stays + n × the
@@ -72,6 +74,8 @@ class Executor:
         self._checkpoint, self._records, self.plan, self._device = checkpoint, tuple(records), plan, device
         self.bytes_read = self.bytes_transferred = 0
         self._closed = self._started = False
+        self._failure: BaseException | None = None
+        self._running = threading.Lock()
         self._in_flight: deque[Transfer] = deque()
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
         self._resident: dict[int, tuple[jax.Array, ...]] = {}
@@ -130,14 +134,25 @@ class Executor:
 
         What `step` returns is waited for one step later, which bounds the device buffers alive at once
         without ever leaving the device idle. After an error in a step or a read the executor is closed.
+        Raises StreamError if it is closed already or a pass is running.
         """
         if self._closed:
-            raise closed_error()
+            raise closed_error() from self._failure
+        if not self._running.acquire(blocking=False):
+            raise StreamError(
+                "stream",
+                got="a pass while another one is running",
+                expected="one pass at a time",
+                fix="finish the first, or open the checkpoint once more",
+            )
         try:
             self._run(step)
-        except BaseException:
+        except BaseException as error:
+            self._failure = error
             self.close()
             raise
+        finally:
+            self._running.release()
 
     def _run(self, step: Callable[[int, Record], object]) -> None:
         streamed, depth = self.plan.streamed, self.plan.depth

@@ -205,7 +205,7 @@ def _does_not_fit(smallest: Plan) -> DoesNotFitError:
         f"plan for {len(smallest.demands)} records",
         got=f"{format_size(budget)} of {short} memory",
         expected=f"at least {format_size(need)} ({need:,} bytes)",
-        fix=f"raise --{short}-memory. The smallest plan:\n{smallest!r}",
+        fix=f"raise {short}_memory (--{short}-memory). The smallest plan:\n{smallest!r}",
     )
 
 

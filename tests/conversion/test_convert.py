@@ -11,7 +11,7 @@ import pytest
 import endor_jax as endor
 from endor_jax.arrays import bits_of, dtype_from_name
 from endor_jax.conversion.estimate import estimate_config, estimate_source
-from endor_jax.conversion.pipeline import survey_source
+from endor_jax.conversion.pipeline import survey_conversion
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.errors import DestinationExistsError, InvalidInputError, NotFoundError, UnsupportedError
 from endor_jax.sources import open_source, write_safetensors
@@ -219,7 +219,7 @@ def test_unknown_settings_and_missing_sources(tmp_path):
 )
 def test_a_survey_expects_what_is_then_written(tmp_path, settings):
     source = write_tiny(tmp_path / "source", LLAMA | {"vocab_size": 3000})
-    expected = survey_source(source, ConvertSettings(**settings))
+    expected = survey_conversion(source, tmp_path / "dry", settings=ConvertSettings(**settings))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
     conversion = endor.convert(source, tmp_path / "dst", **settings)
     assert expected.dense_bytes == conversion.dense_bytes
@@ -263,3 +263,24 @@ def test_a_record_of_a_dtype_that_cannot_be_packed_is_cut_too(tmp_path):
     assert record.stored_bytes < 1.1 * wild.nbytes
     with endor.open(tmp_path / "dst") as checkpoint:
         assert_same_bits(checkpoint.read_tensor("embedding", "weight"), tensors["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"vocab_size": 100}, {"intermediate_size": 64}])
+def test_weights_of_another_config_are_refused(tmp_path, change):
+    source = write_tiny(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InvalidInputError, match=r"got shape .*, by config\.json"):
+        endor.convert(source, tmp_path / "dst")
+    assert not (tmp_path / "dst").exists()
+
+
+def test_destination_is_checked_before_anything_is_read(tmp_path):
+    source = write_tiny(tmp_path / "source")
+    (tmp_path / "dst").write_text("mine")
+    said: list[str] = []
+    with pytest.raises(DestinationExistsError):
+        endor.convert(source, tmp_path / "dst", progress=lambda what, done, total: said.append(what))
+    with pytest.raises(DestinationExistsError):
+        survey_conversion(source, tmp_path / "dst", settings=ConvertSettings())
+    assert said == []

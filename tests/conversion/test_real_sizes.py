@@ -1,4 +1,4 @@
-"""Sizes of a real model's checkpoint: what was estimated from its config.json, and what docs/format.md promises."""
+"""Sizes of a real checkpoint: what was estimated from its config.json, and what docs/format.md promises."""
 
 from __future__ import annotations
 

@@ -38,6 +38,15 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads of torch and of XLA that wait for each other on two cores take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def save_random(family: str, config: dict, directory: Path) -> Path:
     """A random model as transformers itself saves it."""
     torch.manual_seed(0)
@@ -93,7 +102,7 @@ def test_tiny_random_models(tmp_path, variant):
     source = save_random(*VARIANTS[variant], tmp_path / "source")
     endor.convert(source, tmp_path / "dst", dtype="float32")
     random = np.random.default_rng(1)
-    prompts = [random.integers(3, 300, count).tolist() for count in (1, 8, 140)]
+    prompts = [random.integers(3, 300, count).tolist() for count in (1, 140)]
     worst = compare(tmp_path / "dst", reference(source), prompts, context=200, budget=0)
     print(f"{variant}: largest difference {worst:.2e}")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+import pytest
 
 from endor_jax import models
 from endor_jax.errors import DoesNotFitError
@@ -27,24 +30,17 @@ def described(path: Path, context: int | None) -> tuple[Manifest, Geometry]:
 
 
 def smallest(path: Path, *, context: int | None = None, depth: int = DEPTH) -> tuple[int, int]:
-    """The least device and host budgets that are accepted."""
+    """The least device and host budgets that are accepted: what the refusals of nothing at all ask for."""
 
-    def least(fits) -> int:
-        low, high = 0, HUGE
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if fits(middle) else (middle + 1, high)
-        return low
-
-    def accepted(device: int, host: int) -> bool:
-        try:
+    def asked(device: int, host: int) -> int:
+        with pytest.raises(DoesNotFitError) as refused:
             plan_at(path, device, host, context=context, depth=depth)
-        except DoesNotFitError:
-            return False
-        return True
+        match = re.search(r"([\d,]+) bytes", refused.value.expected)
+        assert match
+        return int(match[1].replace(",", ""))
 
-    device = least(lambda size: accepted(size, HUGE))
-    return device, least(lambda size: accepted(device, size))
+    device = asked(0, HUGE)
+    return device, asked(device, 0)
 
 
 def budgets_of_tiers(

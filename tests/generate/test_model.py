@@ -157,7 +157,7 @@ def test_without_a_tokenizer_prompts_are_ids(tmp_path):
 
 def test_parameter_trees_are_no_model(tmp_path):
     endor.save(tmp_path / "trees", [{"w": np.ones((64, 64), np.float32)}])
-    with pytest.raises(InvalidInputError, match="run it with endor.stream"):
+    with pytest.raises(InvalidInputError, match=r"run it with endor\.stream"):
         endor.load(tmp_path / "trees")
 
 
@@ -177,14 +177,15 @@ def test_damage_is_named(tmp_path, llama, record, tier):
         list(model.generate([1], max_tokens=3))
 
 
-def test_a_damaged_tokenizer_starts_no_thread(tmp_path, llama):
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_damaged_file_is_named_and_starts_no_thread(tmp_path, llama, name):
     import threading
 
     shutil.copytree(llama, tmp_path / "damaged")
-    (tmp_path / "damaged" / "tokenizer.json").write_text("{}")
+    (tmp_path / "damaged" / name).write_text("{}")
     device, host = budgets_of_tiers(llama)["disk"]
     before = threading.active_count()
-    with pytest.raises(InvalidInputError, match=r"tokenizer\.json"):
+    with pytest.raises(CorruptCheckpointError, match=name):
         endor.load(tmp_path / "damaged", device_memory=device, host_memory=host)
     assert threading.active_count() == before
 
@@ -195,10 +196,8 @@ def test_statistics_count_one_generation(llama):
     assert plan.count("disk") > 4
     with endor.load(llama, context=290, device_memory=device, host_memory=host) as model:
         assert model.plan == plan
-        loaded = model.bytes_read
         for _ in range(2):
             statistics = model.complete([1, 2, 3], max_tokens=5).statistics
             passes = statistics.generated_tokens
             assert statistics.bytes_read == passes * plan.read_bytes_per_pass
             assert statistics.bytes_transferred == passes * plan.transferred_bytes_per_pass
-        assert model.bytes_read >= loaded + 2 * passes * plan.read_bytes_per_pass

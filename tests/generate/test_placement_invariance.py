@@ -1,4 +1,4 @@
-"""Where the records are and how far ahead they are read changes no bit, and bytes read follow from the plan."""
+"""Where records are and how far ahead they are read changes no bit; bytes read follow from the plan."""
 
 from __future__ import annotations
 
@@ -62,11 +62,12 @@ def test_bytes_read_do_not_depend_on_the_prompt(checkpoint, tier):
         assert (counts[0][0] > 0) == (model.plan.count("disk") > 0)
 
 
-def test_scoring_a_batch_is_one_pass(llama):
+def test_scoring_takes_a_pass_per_context_full_of_tokens(llama):
     device, host = budgets_of_tiers(llama, context=CONTEXT)["disk"]
     with endor.load(llama, context=CONTEXT, device_memory=device, host_memory=host) as model:
         executor = model._runner.executor
-        for shape in ((1, 1), (3, 5), (2, 290)):
+        # The cache has 384 positions: three chunks of 128.
+        for shape, passes in (((1, 1), 1), ((3, 5), 1), ((4, 128), 2), ((1, 290), 1), ((2, 290), 2)):
             before = executor.bytes_read
             model.logits(np.ones(shape, np.int64))
-            assert executor.bytes_read - before == model.plan.read_bytes_per_pass
+            assert executor.bytes_read - before == passes * model.plan.read_bytes_per_pass

@@ -14,7 +14,7 @@ from flax import nnx
 import endor_jax as endor
 from endor_jax.errors import DestinationExistsError, InvalidInputError, UnsupportedError
 from endor_jax.format.decode import decode
-from endor_jax.format.layout import FieldLayout, TensorSpec
+from endor_jax.format.layout import DenseLayout, FieldLayout, TensorSpec
 from endor_jax.format.tree import named_leaves, rebuild
 from endor_jax.format.values import Codec
 from endor_jax.store.save import codec_for, layout_for
@@ -91,16 +91,22 @@ def test_list_and_tuple_are_two_signatures_of_one_layout(tmp_path: Path) -> None
 
 
 def test_role_keeps_the_codec_of_its_first_layer(tmp_path: Path) -> None:
+    other = (pruned((64, 128), 1).astype(np.float32) * 2.0 ** np.arange(0, 4, 1 / 32)).astype(jnp.bfloat16)
+    manifest = endor.save(tmp_path / "x", [{"w": pruned((64, 128), 0)}, {"w": other}])
+    assert len(manifest.signatures) == 1
+    ((_, tensor),) = manifest.signatures[0].layout.tensors
+    assert tensor.escape_capacity == manifest.records[1].stats["w"].escapes
+    with endor.open(tmp_path / "x") as opened:
+        assert opened.read_tensor("layers.1", "w").tobytes() == other.tobytes()
+
+
+def test_layer_that_its_roles_codec_would_inflate_gets_another(tmp_path: Path) -> None:
     wide = (pruned((64, 128), 1).astype(np.float32) * 10.0 ** np.arange(-30, 34, 0.5)).astype(jnp.bfloat16)
     manifest = endor.save(tmp_path / "x", [{"w": pruned((64, 128), 0)}, {"w": wide}])
-    assert len(manifest.signatures) == 1
-    layout = manifest.signatures[0].layout["w"]
-    assert isinstance(layout, FieldLayout)
-    assert layout.codec == codec_for([pruned((64, 128), 0)], "auto") != codec_for([wide], "auto")
-    escapes = [record.stats["w"].escapes for record in manifest.records]
-    assert escapes[0] < escapes[1] == layout.escape_capacity
-    with endor.open(tmp_path / "x") as checkpoint:
-        assert checkpoint.read_tensor("layers.1", "w").tobytes() == wide.tobytes()
+    assert len(manifest.signatures) == 2
+    assert manifest.records[1].stats["w"].stored_bytes < wide.nbytes
+    with endor.open(tmp_path / "x") as opened:
+        assert opened.read_tensor("layers.1", "w").tobytes() == wide.tobytes()
 
 
 @pytest.mark.parametrize("values", ["raw", "packed", "packed:3", "auto"])
@@ -161,3 +167,15 @@ def test_destination_is_never_overwritten(tmp_path: Path) -> None:
         endor.save(tmp_path / "file", [{"w": 2}])
     (tmp_path / "empty").mkdir()
     endor.save(tmp_path / "empty", [{"w": 2}])
+
+
+def test_byte_order_of_the_other_kind(tmp_path: Path) -> None:
+    endor.save(tmp_path / "x", [{"n": np.array([1, 2], ">i4")}])
+    with endor.open(tmp_path / "x") as opened:
+        assert opened.read_tensor("layers.0", "n").tolist() == [1, 2]
+
+
+def test_short_rows_that_no_codec_makes_smaller_stay_dense(tmp_path: Path) -> None:
+    leaf = np.random.default_rng(0).normal(size=(4000, 3)).astype(jnp.bfloat16)
+    manifest = endor.save(tmp_path / "x", [{"w": leaf}])
+    assert isinstance(manifest.signatures[0].layout["w"], DenseLayout)

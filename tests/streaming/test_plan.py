@@ -132,7 +132,7 @@ def test_one_byte_less_than_the_minimum(
     with pytest.raises(DoesNotFitError) as caught:
         made(least - 1)
     text = str(caught.value)
-    assert f"raise --{short}-memory. The smallest plan:\nrecords" in text
+    assert f"raise {short}_memory (--{short}-memory). The smallest plan:\nrecords" in text
     assert f"({least:,} bytes)" in text
     assert caught.value.exit_code == 3
 

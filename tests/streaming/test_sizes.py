@@ -86,11 +86,23 @@ class TestBudgets:
         assert self.of("gpu") == pytest.approx((9, 90))
 
     def test_cpu_shares_one_memory(self) -> None:
-        assert self.of("cpu") == pytest.approx((90, 10))
-        assert self.of("cpu", "20GiB") == pytest.approx((20, 72))
-        assert self.of("cpu", "1TiB") == pytest.approx((1024, 10))
+        assert self.of("cpu") == pytest.approx((72, 18))
+        assert self.of("cpu", "20GiB") == pytest.approx((20, 70))
+        assert self.of("cpu", host="20GiB") == pytest.approx((70, 20))
+        assert self.of("cpu", "1TiB") == pytest.approx((1024, 9))
 
 
 def test_free_memory_of_this_machine() -> None:
     assert 2**20 < budget.free_host_bytes() < 2**50
-    assert budget.free_device_bytes(jax.local_devices()[0]) == 0
+
+
+def test_device_that_does_not_tell_its_memory() -> None:
+    with pytest.raises(InvalidInputError, match=r"give a budget: device_memory"):
+        budget.free_device_bytes(jax.local_devices()[0])
+
+
+def test_default_device_follows_jax() -> None:
+    other = jax.local_devices()[1]
+    assert budget.default_device() == jax.local_devices()[0]
+    with jax.default_device(other):
+        assert budget.default_device() == other

@@ -11,6 +11,9 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
 from endor_jax.kernels.expand import xla
 
+# Jitted, so that a call outside jit is one fused program too and not an array for every operation.
+_EXPAND = {"xla": jax.jit(xla.expand)}
+
 
 def expand(tensor: SparseTensor, *, implementation: Implementation | None = None) -> jax.Array:
     """The dense array, shape `tensor.shape` and dtype `tensor.dtype`, bit for bit as it was encoded.
@@ -27,8 +30,7 @@ def expand(tensor: SparseTensor, *, implementation: Implementation | None = None
                 expected="uint32 vectors",
                 fix="pass what encode or record[name] gave; use jax.vmap for a batch",
             )
-    resolve(implementation, platform_of(tensor))
-    return xla.expand(tensor)
+    return _EXPAND[resolve(implementation, platform_of(tensor))](tensor)
 
 
 def expand_all(record: Record) -> dict[str, jax.Array]:

@@ -96,7 +96,7 @@ def _read_field(
 def _elements(
     field: UInt32[Array, "rows segments segment"], words: UInt32[Array, " words"], layout: FieldLayout
 ) -> UInt32[Array, "rows segments segment"]:
-    """Element bits from fields, in the low bits (docs/format.md, "Fields"): sign-extend, AND, add."""
+    """Element bits from fields, in the low bits (docs/format.md, "Codecs"): sign-extend, AND, add."""
     if layout.bases is None:
         return field
     number, width = layout.number, layout.field_bits

@@ -27,9 +27,13 @@ def linear(
     """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).
 
     Products are summed in float32. The gradient with respect to x is g @ expand(tensor): nothing dense is
-    kept for the backward pass. Raises InvalidInputError unless shapes agree, UnsupportedError for an
-    implementation the device lacks.
+    kept for the backward pass. Raises InvalidInputError unless shapes agree and x is float,
+    UnsupportedError for an implementation the device lacks.
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InvalidInputError(
+            "linear", got=f"x of {x.dtype}", expected="a float dtype", fix="convert x first: x.astype(...)"
+        )
     if len(tensor.shape) != 2 or x.shape[-1] != tensor.shape[1]:
         raise InvalidInputError(
             "linear",

@@ -24,7 +24,10 @@ def dense(
 
     def contract(x: jax.Array, weight: jax.Array) -> jax.Array:
         axes = (((x.ndim - 1,), (1,)), ((), ()))
-        return lax.dot_general(x, weight, axes, preferred_element_type=jnp.float32).astype(result)
+        # Left to itself a GPU multiplies float32 with 10 bits of mantissa.
+        precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        product = lax.dot_general(x, weight, axes, precision=precision, preferred_element_type=jnp.float32)
+        return product.astype(result)
 
     def widened(x: jax.Array, weight: jax.Array) -> jax.Array:
         return contract(x.astype(jnp.float32), weight.astype(jnp.float32))

@@ -1,0 +1,67 @@
+"""What only a CUDA device can show: `pytest -m gpu` on a machine that has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import endor_jax as endor
+from endor_jax.format.decode import decode
+from endor_jax.format.encode import encode_array
+from endor_jax.streaming.ring import aligned_buffer
+from endor_jax.streaming.transfer import put
+from tests import shapes
+from tests.tiny_models import LLAMA, write_tiny
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def gpu() -> jax.Device:
+    return jax.devices("gpu")[0]
+
+
+@pytest.mark.parametrize("codec", ["raw", "packed:2", "packed:3", "dense-raw", "dense-packed:3"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", shapes.BY_NAME)
+def test_expand_is_bitwise(gpu: jax.Device, name: str, dtype: str, codec: str) -> None:
+    tensor = encode_array(shapes.weights(shapes.BY_NAME[name], dtype), codec)
+    expanded = np.asarray(jax.jit(endor.expand)(jax.device_put(tensor, gpu)))
+    assert expanded.tobytes() == decode(tensor).tobytes()
+
+
+def test_linear_of_float32_keeps_its_precision(gpu: jax.Device) -> None:
+    random = np.random.default_rng(0)
+    weight, x = random.normal(size=(512, 512)).astype(np.float32), random.normal(size=(4, 512))
+    y = endor.linear(
+        jax.device_put(x.astype(np.float32), gpu), jax.device_put(encode_array(weight, "raw"), gpu)
+    )
+    assert np.abs(np.asarray(y) - x @ weight.T.astype(np.float64)).max() < 1e-3
+
+
+def test_slot_may_be_written_again_once_its_transfer_is_done(gpu: jax.Device) -> None:
+    slot = aligned_buffer(64 << 20)
+    for value in range(8):
+        slot[:] = value
+        words = jax.block_until_ready(put(slot, slot.nbytes, gpu))
+        slot[:] = 0xFF
+        assert int(jnp.max(words & 0xFF)) == int(jnp.min(words & 0xFF)) == value
+
+
+def test_generation_is_bitwise_equal_resident_and_streamed(gpu: jax.Device, tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "source", LLAMA | {"num_hidden_layers": 9}, tokenizer=True)
+    endor.convert(source, tmp_path / "dst", dtype="bfloat16", prune="magnitude", sparsity=0.5)
+    ids = [list(range(40))]
+    with endor.load(tmp_path / "dst", device_memory="1GiB", host_memory="1GiB") as model:
+        assert model.plan.count("device") == len(model.plan.tiers)
+        resident, tokens = model.logits(ids), model.complete(ids[0], max_tokens=8)
+        assert tokens.statistics.peak_device_bytes
+        fixed = sum(size for _, size in model.plan.fixed.device)
+    with endor.load(tmp_path / "dst", device_memory=fixed + 200_000, host_memory="1GiB") as model:
+        assert model.plan.count("device") < len(model.plan.tiers)
+        assert model.logits(ids).tobytes() == resident.tobytes()
+        assert model.complete(ids[0], max_tokens=8).token_ids == tokens.token_ids
