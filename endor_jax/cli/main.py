@@ -10,13 +10,14 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from endor_jax.cli import convert, demo, doctor, export, generate, info, plan
 from endor_jax.cli.console import interrupted, stop_if_interrupted
 from endor_jax.errors import EndorError
+from endor_jax.version import VERSION
 
 INTERRUPTED = 130
 
@@ -65,6 +66,23 @@ def _exit(line: str, code: int) -> typer.Exit:
 
 for module in (convert, export, info, plan, generate, doctor, demo):
     app.command(module.__name__.rsplit(".", 1)[1])(_guarded(module.command))
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        sys.stdout.write(f"endor {VERSION}\n")
+        raise typer.Exit
+    return wanted
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+]
+
+
+@app.callback(help=app.info.help)
+def options(version: Version = False) -> None:
+    """What can be asked of `endor` itself."""
 
 
 def run() -> None:

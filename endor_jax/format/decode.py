@@ -61,24 +61,21 @@ def decode_rows(part: np.ndarray, layout: FieldLayout, rows: np.ndarray) -> np.n
 
 
 def _scatter_escapes(bits: np.ndarray, part: np.ndarray, layout: FieldLayout, rows: np.ndarray) -> None:
-    """Writes the escapes of the chosen rows into `bits` (n, columns)."""
+    """Writes the escapes of the chosen rows into `bits` (n, columns): each row's are a run of the list."""
     index, values = read_escapes(part, layout)
-    order = np.argsort(rows, kind="stable")
-    wanted = rows[order]
-    row, column = np.divmod(index, layout.columns)
-    # A row may be asked for more than once: each escape goes to every place its row has in `rows`.
-    first, last = np.searchsorted(wanted, row, "left"), np.searchsorted(wanted, row, "right")
-    repeats = last - first
-    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    bits[order[np.repeat(first, repeats) + within], np.repeat(column, repeats)] = np.repeat(values, repeats)
+    starts = rows.astype(index.dtype) * index.dtype.type(layout.columns)
+    first = np.searchsorted(index, starts)
+    last = np.searchsorted(index, starts + index.dtype.type(layout.columns))
+    for place in np.flatnonzero(first < last):
+        here = slice(first[place], last[place])
+        bits[place, index[here] - starts[place]] = values[here]
 
 
 def read_escapes(part: np.ndarray, layout: FieldLayout) -> tuple[np.ndarray, np.ndarray]:
-    """The escape list of one tensor: indices (n,) int64 ascending, element bits (n,)."""
+    """The escape list of one tensor, as views: indices (n,) uint32 ascending, element bits (n,)."""
     start, count = (int(word) for word in part[layout.header : layout.header + 2])
-    index = part[start : start + count].astype(np.int64)
     data = part[start + count :].view(layout.number.unsigned)[:count]
-    return index, data
+    return part[start : start + count], data
 
 
 def _take(part: np.ndarray, section: Section) -> np.ndarray:

@@ -9,9 +9,8 @@ import numpy as np
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import InvalidInputError
-from endor_jax.format.decode import decode, decode_rows
-from endor_jax.format.layout import DenseLayout, FieldLayout
-from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.decode import decode_rows
+from endor_jax.format.layout import FieldLayout
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Embedding:
     """A (vocabulary, hidden) matrix in host memory, in parts of equal row counts."""
 
     parts: tuple[np.ndarray, ...]
-    layout: FieldLayout | DenseLayout
+    layout: FieldLayout
 
     @property
     def vocabulary(self) -> int:
@@ -42,8 +41,6 @@ def rows(embedding: Embedding, ids: Sequence[int]) -> np.ndarray:
             fix="use the tokenizer of this model",
         )
     layout = embedding.layout
-    if isinstance(layout, DenseLayout):
-        return decode(SparseTensor(embedding.parts, layout))[wanted]
     result = np.empty((len(wanted), layout.columns), dtype_from_name(layout.dtype))
     part_of = wanted // layout.rows
     for part in np.unique(part_of):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from endor_jax.format.layout import FieldLayout
 from endor_jax.format.record import Record
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import Geometry, head_record, pass_records
@@ -25,7 +26,9 @@ def make_runner(
     manifest = checkpoint.manifest
     stored = manifest.record("embedding")
     held = read_parts(checkpoint, stored.parts)
-    embedding = Embedding(tuple(b.view(np.uint32) for b in held), manifest.layout(stored)["weight"])
+    layout = manifest.layout(stored)["weight"]
+    assert isinstance(layout, FieldLayout)  # or it could not have been cut into blocks
+    embedding = Embedding(tuple(b.view(np.uint32) for b in held), layout)
     records = pass_records(manifest)
     if head_record(manifest) == "embedding":
         # A tied head is the embedding, block by block: in host memory already.

@@ -263,3 +263,8 @@ def test_doctor(run_command):
     assert {"endor_jax", "python", "packages", "devices", "expand"} <= set(result)
     assert any(line.startswith("jax ") for line in result["packages"])
     assert "devices" in run_command("doctor").stdout
+
+
+def test_version(run_command):
+    done = run_command("--version")
+    assert (done.code, done.stdout) == (0, f"endor {endor.__version__}\n")
