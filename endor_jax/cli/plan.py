@@ -57,7 +57,8 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
     from endor_jax.errors import InvalidInputError
     from endor_jax.sources.json_object import read_json_object
     from endor_jax.sources.opening import open_source
-    from endor_jax.store.manifest import MANIFEST_FILE, read_manifest
+    from endor_jax.store.manifest import MANIFEST_FILE
+    from endor_jax.store.reader import Checkpoint
 
     if (path / MANIFEST_FILE).is_file():
         if sparsity is not None or dtype is not None:
@@ -67,7 +68,9 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
                 expected="neither: they are settled",
                 fix="leave them out",
             )
-        return read_manifest(path)
+        with Checkpoint(path) as opened:
+            opened.model_config()
+            return opened.manifest
     if path.suffix == ".json":
         config = read_json_object(path)
         own = config.get("dtype") or config.get("torch_dtype") or "float32"

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from endor_jax.conversion.pipeline import Progress
-from endor_jax.errors import InvalidInputError
 from endor_jax.format.decode import decode
 from endor_jax.sources.mapping import Place, to_hf
 from endor_jax.sources.safetensors_writer import write_safetensors
@@ -32,14 +31,7 @@ def export(
     report = progress or (lambda what, done, total: None)
     with Checkpoint(checkpoint) as opened:
         manifest = opened.manifest
-        if manifest.model is None:
-            raise InvalidInputError(
-                f"checkpoint {opened.path}",
-                got="parameter trees without a model",
-                expected="a model written by `endor convert`",
-                fix="read its tensors with endor.open",
-            )
-        family = manifest.model["model_type"]
+        family = opened.model_config()["model_type"]
         infos: dict[str, TensorInfo] = {}
         for record in manifest.records:
             for tensor, layout in manifest.layout(record).tensors:

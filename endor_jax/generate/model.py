@@ -207,14 +207,7 @@ def load(
     device = default_device()
     checkpoint = Checkpoint(path)
     manifest = checkpoint.manifest
-    if manifest.model is None:
-        raise InvalidInputError(
-            f"checkpoint {path}",
-            got="parameter trees without a model",
-            expected="a model written by `endor convert`",
-            fix="run it with endor.stream",
-        )
-    decoder = models.decoder(models.from_hf(manifest.model))
+    decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
     shape = geometry(decoder.config, dtype, context)
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)

@@ -6,10 +6,16 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, StreamError
+from endor_jax.errors import (
+    CorruptCheckpointError,
+    IncompleteCheckpointError,
+    InvalidInputError,
+    StreamError,
+)
 from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
 from endor_jax.store.digest import digest_bytes, digest_chunks
@@ -31,6 +37,17 @@ class Checkpoint:
         self._lock = threading.Lock()
         self._closed = False
         self._verified: set[str] = set()
+
+    def model_config(self) -> dict[str, Any]:
+        """The config of the model. Raises InvalidInputError for parameter trees, which have none."""
+        if self.manifest.model is None:
+            raise InvalidInputError(
+                f"checkpoint {self.path}",
+                got="parameter trees without a model",
+                expected="a model written by `endor convert`",
+                fix="run it with endor.stream, or read its tensors with endor.open",
+            )
+        return self.manifest.model
 
     def read_part(self, part: Part, *, into: np.ndarray) -> None:
         """Reads a part to the start of a uint8 buffer of at least `part.length_bytes`.

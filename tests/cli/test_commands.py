@@ -268,3 +268,10 @@ def test_doctor(run_command):
 def test_version(run_command):
     done = run_command("--version")
     assert (done.code, done.stdout) == (0, f"endor {endor.__version__}\n")
+
+
+def test_plan_of_parameter_trees_says_what_they_are(run_command, tmp_path):
+    endor.save(tmp_path / "trees", [{"w": np.ones((64, 64), np.float32)}])
+    done = run_command("plan", tmp_path / "trees")
+    assert done.code == 1
+    assert "parameter trees without a model" in done.stderr
