@@ -23,6 +23,8 @@ from endor_jax.format.values import parse_codec
 from endor_jax.store.digest import digest_json
 
 MANIFEST_FILE = "endor.json"
+JOURNAL_FILE = "endor.journal"
+"""What a writer keeps while it works, and removes once the manifest is written."""
 FORMAT_VERSION = 1
 
 
