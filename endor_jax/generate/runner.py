@@ -144,7 +144,7 @@ def _score_group(
             for chunk, x in zip(chunks, normed[i], strict=True):
                 block = np.asarray(steps.head_step(record, x)[0, : chunk.length])
                 width = min(block.shape[1], vocabulary - column)
-                first = int(chunk.start)
+                first = int(chunk.start[0])
                 into[i, first : first + chunk.length, column : column + width] = block[:, :width]
         column += width
         return None
@@ -165,7 +165,7 @@ def _embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
         piece = ids[first : first + size]
         values = np.zeros((1, size, runner.decoder.config.hidden_size), dtype_from_name(runner.shape.dtype))
         values[0, : len(piece)] = rows(runner.embedding, piece)
-        embedded, position = jax.device_put((values, np.int32(start + first)), runner.device)
+        embedded, position = jax.device_put((values, np.array([start + first], np.int32)), runner.device)
         x = steps.stem_step(runner.decoder, runner.stem, embedded, position)
         chunks.append(Chunk(x, position, len(piece)))
         first += size

@@ -27,7 +27,7 @@ def stem_step(
     decoder: Decoder,
     record: Record | None,
     rows: Float[Array, "batch time hidden"],
-    start: Int[Array, ""],
+    start: Int[Array, " batch"],
 ) -> Float[Array, "batch time hidden"]:
     """What the first layer takes, from embedding rows."""
     return models.stem(decoder, _views(record), rows, start)
@@ -39,7 +39,7 @@ def block_step(
     record: Record,
     x: Float[Array, "batch time hidden"],
     cache: KVCache,
-    start: Int[Array, ""],
+    start: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
     """One layer. The cache is donated: it is updated in place."""
     return models.block(decoder, _views(record), x, cache, start)

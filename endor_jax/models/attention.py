@@ -41,11 +41,11 @@ class Attention(nnx.Module):
         self.output = Linear(heads * head_dim, hidden_size, bias=bias)
 
     def __call__(
-        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, ""]
+        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
-        """The mixed x, and the cache with positions start, ..., start + time − 1 written."""
+        """The mixed x, and the cache with positions start, ..., start + time − 1 of each sequence written."""
         batch, time, _ = x.shape
-        positions = start + jnp.arange(time, dtype=start.dtype)
+        positions = start[:, None] + jnp.arange(time, dtype=start.dtype)[None]
         query, key, value = (
             projection(x).reshape(batch, time, -1, self.head_dim)
             for projection in (self.query, self.key, self.value)
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
 
 
 def rotate(
-    x: Float[Array, "batch time heads head_dim"], positions: Int[Array, " time"], *, theta: float
+    x: Float[Array, "batch time heads head_dim"], positions: Int[Array, "batch time"], *, theta: float
 ) -> Float[Array, "batch time heads head_dim"]:
     """RoPE: the pair (x[i], x[i + head_dim/2]) turned by position · theta^(−2i/head_dim), in x's dtype.
 
@@ -67,15 +67,15 @@ def rotate(
     """
     half = x.shape[-1] // 2
     frequencies = np.power(theta, -np.arange(half) / half).astype(np.float32)
-    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None, :]
-    cosine, sine = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    angles = positions.astype(jnp.float32)[:, :, None] * jnp.asarray(frequencies)[None, None, :]
+    cosine, sine = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return turned.astype(x.dtype)
 
 
 def attend(
-    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, " time"]
+    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
 ) -> Float[Array, "batch time heads head_dim"]:
     """softmax(q · k / √head_dim) · v over the cached positions up to each query's own, in query's dtype.
 
@@ -89,8 +89,8 @@ def attend(
     precision = lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
     product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     scores = product("btkgd,bskd->bkgts", grouped, keys)
-    seen = jnp.arange(capacity, dtype=positions.dtype)[None, :] <= positions[:, None]
-    scores = jnp.where(seen[None, None, None], scores * head_dim**-0.5, -jnp.inf)
+    seen = jnp.arange(capacity, dtype=positions.dtype)[None, None, :] <= positions[:, :, None]
+    scores = jnp.where(seen[:, None, None], scores * head_dim**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     mixed = product("bkgts,bskd->btkgd", weights, values)
     return mixed.reshape(query.shape).astype(query.dtype)

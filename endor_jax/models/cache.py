@@ -73,9 +73,9 @@ def write(
     cache: KVCache,
     keys: Float[Array, "batch time kv_heads head_dim"],
     values: Float[Array, "batch time kv_heads head_dim"],
-    start: Int[Array, ""],
+    start: Int[Array, " batch"],
 ) -> KVCache:
-    """The cache with positions start, ..., start + time − 1 replaced, in the cache's dtype.
+    """The cache with positions start, ..., start + time − 1 of each sequence replaced, in the cache's dtype.
 
     start + time must not exceed capacity. That cannot be seen while tracing, and the write would then move
     down to fit, over older positions: whoever chooses the capacity sees to it. Raises InvalidInputError if
@@ -88,8 +88,16 @@ def write(
             expected=f"at most its capacity of {cache.capacity}",
             fix="create the cache with a capacity for the prompt, padded to whole chunks, and the new tokens",
         )
-    keys, values = (new.astype(old.dtype) for new, old in ((keys, cache.keys), (values, cache.values)))
-    return KVCache(
-        lax.dynamic_update_slice_in_dim(cache.keys, keys, start, axis=1),
-        lax.dynamic_update_slice_in_dim(cache.values, values, start, axis=1),
-    )
+    return KVCache(_write(cache.keys, keys, start), _write(cache.values, values, start))
+
+
+def _write(
+    old: Float[Array, "batch capacity kv_heads head_dim"],
+    new: Float[Array, "batch time kv_heads head_dim"],
+    start: Int[Array, " batch"],
+) -> Float[Array, "batch capacity kv_heads head_dim"]:
+    """Sequence by sequence, because XLA does that in place; one scatter for all copies the cache on a CPU."""
+    new = new.astype(old.dtype)
+    for i in range(new.shape[0]):
+        old = lax.dynamic_update_slice(old, new[i : i + 1], (i, start[i], 0, 0))
+    return old

@@ -2,9 +2,9 @@
 
 Parameters are arguments: a dict from a parameter's name ("attention.query.weight", the module path joined by
 dots) to an array or a SparseTensor. A block is built once, abstractly, and serves all layers, which differ in
-their parameters only; `start` is data. So one compiled step serves every layer and every position, for each
-length of x: 1 when decoding, a chunk when a prompt is read. The output head is outside: the caller multiplies
-x by blocks of vocabulary rows.
+their parameters only; `start`, one position per sequence, is data. So one compiled step serves every layer
+and every position, for each shape of x: one token when decoding, a chunk when a prompt is read. The output
+head is outside: the caller multiplies x by blocks of vocabulary rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stem(Protocol):
     """What stands between the embedding rows and the first block."""
 
     def __call__(
-        self, rows: Float[Array, "batch time hidden"], start: Int[Array, ""]
+        self, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
     ) -> Float[Array, "batch time hidden"]: ...
 
 
@@ -40,7 +40,7 @@ class Block(Protocol):
     """One layer; the cache is its own."""
 
     def __call__(
-        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, ""]
+        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch time hidden"], KVCache]: ...
 
 
@@ -111,11 +111,11 @@ def decoder(config: LlamaConfig | OptConfig) -> Decoder:
 
 
 def stem(
-    decoder: Decoder, params: Params, rows: Float[Array, "batch time hidden"], start: Int[Array, ""]
+    decoder: Decoder, params: Params, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
 ) -> Float[Array, "batch time hidden"]:
     """x for the first block, from the embedding rows of the tokens at positions start, ..., start + time − 1.
 
-    x keeps the dtype of `rows` in every block: the compute dtype. `start` is shared by the batch.
+    x keeps the dtype of `rows` in every block: the compute dtype.
     Raises InvalidInputError unless the names and shapes of `params` are those of `decoder.stem_shapes`.
     """
     return _module(decoder.stem, params)(rows, start)
@@ -126,7 +126,7 @@ def block(
     params: Params,
     x: Float[Array, "batch time hidden"],
     cache: KVCache,
-    start: Int[Array, ""],
+    start: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
     """x after one layer, and the layer's cache with positions start, ..., start + time − 1 written.
 
@@ -143,7 +143,7 @@ def tapped_block(
     params: Params,
     x: Float[Array, "batch time hidden"],
     cache: KVCache,
-    start: Int[Array, ""],
+    start: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch time hidden"], KVCache, dict[str, Float[Array, "batch time inputs"]]]:
     """`block`, and for calibration the input of each matrix: weight name → (batch, time, inputs).
 

@@ -25,7 +25,7 @@ class LlamaStem(nnx.Module):
         del config
 
     def __call__(
-        self, rows: Float[Array, "batch time hidden"], start: Int[Array, ""]
+        self, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
     ) -> Float[Array, "batch time hidden"]:
         """x is the embedding rows."""
         return rows
@@ -48,7 +48,7 @@ class LlamaBlock(nnx.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def __call__(
-        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, ""]
+        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
         """The next x, and the cache with the new positions written."""
         mixed, cache = self.attention(self.attention_norm(x), cache, start)

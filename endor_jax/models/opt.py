@@ -29,14 +29,14 @@ class OptStem(nnx.Module):
         self.positions = nnx.Param(jnp.zeros(shape))
 
     def __call__(
-        self, rows: Float[Array, "batch time hidden"], start: Int[Array, ""]
+        self, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
     ) -> Float[Array, "batch time hidden"]:
         """x is the embedding rows plus the rows of positions start, ..., start + time − 1."""
-        index = start + POSITION_OFFSET + jnp.arange(rows.shape[1], dtype=start.dtype)
+        index = start[:, None] + POSITION_OFFSET + jnp.arange(rows.shape[1], dtype=start.dtype)[None]
         # The padding of a last chunk may lie beyond the table: it takes any row, where a slice would move
         # the whole chunk to other positions.
         learned = jnp.take(array(self.positions), index, axis=0, mode="clip")
-        return rows + learned.astype(rows.dtype)[None]
+        return rows + learned.astype(rows.dtype)
 
 
 class OptBlock(nnx.Module):
@@ -55,7 +55,7 @@ class OptBlock(nnx.Module):
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def __call__(
-        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, ""]
+        self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
         """The next x, and the cache with the new positions written."""
         mixed, cache = self.attention(self.attention_norm(x), cache, start)

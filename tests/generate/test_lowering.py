@@ -21,7 +21,7 @@ def test_block_and_head_lower_for_cuda(checkpoint: Path, time: int) -> None:
         decoder = models.decoder(models.from_hf(opened.manifest.model or {}))
         config = decoder.config
         x = jax.ShapeDtypeStruct((1, time, config.hidden_size), jnp.bfloat16)
-        start = jax.ShapeDtypeStruct((), jnp.int32)
+        start = jax.ShapeDtypeStruct((1,), jnp.int32)
         shape = (1, 2 * CHUNK, config.kv_heads, config.head_dim)
         cache = models.KVCache(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16))
         layer = abstract(opened.read_record(opened.manifest.record("layers.0")))

@@ -100,7 +100,7 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context):
         for record in pass_records(manifest)
     )
     kept = jax.ShapeDtypeStruct((1, shape.capacity, decoder.config.kv_heads, decoder.config.head_dim), dtype)
-    cache, start = KVCache.tree_unflatten(None, (kept, kept)), jax.ShapeDtypeStruct((), jnp.int32)
+    cache, start = KVCache.tree_unflatten(None, (kept, kept)), jax.ShapeDtypeStruct((1,), jnp.int32)
     most = 0
     for time in (1, CHUNK):
         x = jax.ShapeDtypeStruct((1, time, decoder.config.hidden_size), dtype)

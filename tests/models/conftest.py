@@ -87,9 +87,9 @@ class Model:
             for _ in self.layers
         ]
 
-    def logits(self, ids: np.ndarray, caches: list[models.KVCache], *, start: int) -> np.ndarray:
+    def logits(self, ids: np.ndarray, caches: list[models.KVCache], *, start: int | np.ndarray) -> np.ndarray:
         """(batch, time, vocabulary); writes positions start ... into `caches`, in place of the old ones."""
-        position = jnp.asarray(start, jnp.int32)
+        position = jnp.asarray(np.broadcast_to(start, len(ids)), jnp.int32)
         x = self._stem(self.stem, jnp.asarray(self.embedding[ids]), position)
         for i, params in enumerate(self.layers):
             x, caches[i] = self._block(params, x, caches[i], position)

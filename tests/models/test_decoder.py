@@ -17,7 +17,7 @@ from endor_jax.format.record import Record
 from endor_jax.format.values import parse_codec
 
 IDS = np.random.default_rng(7).integers(0, 61, size=(2, 23))
-START = jnp.asarray(0, jnp.int32)
+START = jnp.zeros(2, jnp.int32)
 # A decoder is hashable, so it may be static.
 BLOCK = jax.jit(models.block, static_argnums=0)
 
@@ -123,14 +123,26 @@ def test_x_keeps_the_compute_dtype(model, dtype):
         batch=1, capacity=4, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=dtype
     )
     rows = jnp.ones((1, 4, config.hidden_size), dtype)
-    x = models.stem(decoder, model.stem, rows, START)
+    x = models.stem(decoder, model.stem, rows, START[:1])
     # Norms and biases may be stored in a wider dtype than the matrices.
     params = {
         name: value.astype(dtype) if value.ndim > 1 else value for name, value in model.layers[0].items()
     }
-    x, cache = BLOCK(decoder, params, x, cache, START)
+    x, cache = BLOCK(decoder, params, x, cache, START[:1])
     x = models.final(decoder, model.final, x)
     assert x.dtype == cache.keys.dtype == dtype
+
+
+def test_sequences_at_different_positions_are_independent(model):
+    """A ragged batch gives what each of its sequences gives alone."""
+    lengths, more = [11, 4], IDS[:, 11:13]
+    caches = model.caches(batch=2, capacity=23)
+    model.logits(IDS, caches, start=0)  # what lies behind a sequence's own positions must not be seen
+    together = model.logits(more, caches, start=np.array(lengths))
+    for row, length in enumerate(lengths):
+        alone = np.concatenate([IDS[row, :length], more[row]])[None]
+        expected = model.logits(alone, model.caches(batch=1, capacity=23), start=0)
+        np.testing.assert_allclose(together[row], expected[0, length:], atol=1e-5)
 
 
 def test_compressed_parameters(model):

@@ -31,23 +31,34 @@ def test_create_needs_sizes(size: str):
 def test_write_replaces_its_positions_only(start: int):
     keys, values = (np.full((2, 2, 3, 4), fill, np.float32) for fill in (1.0, 2.0))
     cache = kv_cache.create(**SIZES, dtype="float32")
-    cache = jax.jit(kv_cache.write)(cache, keys, values, jnp.asarray(start, jnp.int32))
+    cache = jax.jit(kv_cache.write)(cache, keys, values, jnp.full(2, start, jnp.int32))
     expected = np.zeros(7)
     expected[start : start + 2] = 1
     np.testing.assert_array_equal(np.asarray(cache.keys)[0, :, 0, 0], expected)
     np.testing.assert_array_equal(np.asarray(cache.values)[1, :, 2, 3], 2 * expected)
 
 
+def test_every_sequence_is_written_at_its_own_position():
+    new = np.stack([np.full((1, 3, 4), 1.0, np.float32), np.full((1, 3, 4), 2.0, np.float32)])
+    starts = jnp.asarray([6, 1], jnp.int32)
+    cache = jax.jit(kv_cache.write)(kv_cache.create(**SIZES, dtype="float32"), new, 10 * new, starts)
+    for sequence, at in enumerate([6, 1]):
+        expected = np.zeros(7)
+        expected[at] = sequence + 1
+        np.testing.assert_array_equal(np.asarray(cache.keys)[sequence, :, 2, 1], expected)
+        np.testing.assert_array_equal(np.asarray(cache.values)[sequence, :, 0, 3], 10 * expected)
+
+
 def test_write_keeps_the_dtype_of_the_cache():
     new = jnp.ones((2, 1, 3, 4), jnp.float32)
-    cache = kv_cache.write(kv_cache.create(**SIZES, dtype="bfloat16"), new, new, jnp.asarray(0, jnp.int32))
+    cache = kv_cache.write(kv_cache.create(**SIZES, dtype="bfloat16"), new, new, jnp.zeros(2, jnp.int32))
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
 
 
 def test_write_of_more_than_the_capacity():
     new = jnp.ones((2, 8, 3, 4), jnp.float32)
     with pytest.raises(InvalidInputError, match=r"8 positions.*capacity of 7"):
-        kv_cache.write(kv_cache.create(**SIZES, dtype="float32"), new, new, jnp.asarray(0, jnp.int32))
+        kv_cache.write(kv_cache.create(**SIZES, dtype="float32"), new, new, jnp.zeros(2, jnp.int32))
 
 
 def test_pytree():
@@ -62,5 +73,5 @@ def test_pytree():
 
 def _donated(cache: kv_cache.KVCache) -> kv_cache.KVCache:
     new = jnp.ones((2, 1, 3, 4), jnp.float32)
-    jax.jit(kv_cache.write, donate_argnums=0)(cache, new, new, jnp.asarray(0, jnp.int32))
+    jax.jit(kv_cache.write, donate_argnums=0)(cache, new, new, jnp.zeros(2, jnp.int32))
     return cache
