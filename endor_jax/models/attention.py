@@ -1,7 +1,6 @@
-"""Causal attention over a preallocated cache, with grouped queries and, where a theta is given, RoPE.
+"""Causal attention over a preallocated cache, with grouped queries and, where the family has it, RoPE.
 
-Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245);
-RoPE, Su et al. 2021 (arXiv 2104.09864), in Hugging Face's order: element i pairs with i + head_dim/2.
+Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -18,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from endor_jax.models import cache as kv_cache
 from endor_jax.models.cache import KVCache
 from endor_jax.models.linear import Linear
+from endor_jax.models.rope import Rope, rotate
 
 
 class Attention(nnx.Module):
@@ -31,10 +30,10 @@ class Attention(nnx.Module):
         kv_heads: int,
         head_dim: int,
         bias: bool,
-        rope_theta: float | None = None,
+        rope: Rope | None = None,
     ):
         self.head_dim = head_dim
-        self.rope_theta = rope_theta
+        self.rope = rope
         self.query = Linear(hidden_size, heads * head_dim, bias=bias)
         self.key = Linear(hidden_size, kv_heads * head_dim, bias=bias)
         self.value = Linear(hidden_size, kv_heads * head_dim, bias=bias)
@@ -50,28 +49,12 @@ class Attention(nnx.Module):
             projection(x).reshape(batch, time, -1, self.head_dim)
             for projection in (self.query, self.key, self.value)
         )
-        if self.rope_theta is not None:
-            query = rotate(query, positions, theta=self.rope_theta)
-            key = rotate(key, positions, theta=self.rope_theta)
+        if self.rope is not None:
+            query = rotate(query, positions, rope=self.rope)
+            key = rotate(key, positions, rope=self.rope)
         cache = kv_cache.write(cache, key, value, start)
         mixed = attend(query, cache, positions)
         return self.output(mixed.reshape(batch, time, -1)), cache
-
-
-def rotate(
-    x: Float[Array, "batch time heads head_dim"], positions: Int[Array, "batch time"], *, theta: float
-) -> Float[Array, "batch time heads head_dim"]:
-    """RoPE: the pair (x[i], x[i + head_dim/2]) turned by position · theta^(−2i/head_dim), in x's dtype.
-
-    Angles, sines and the turn itself are float32: a bfloat16 angle is off by radians from position 512 on.
-    """
-    half = x.shape[-1] // 2
-    frequencies = np.power(theta, -np.arange(half) / half).astype(np.float32)
-    angles = positions.astype(jnp.float32)[:, :, None] * jnp.asarray(frequencies)[None, None, :]
-    cosine, sine = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def attend(

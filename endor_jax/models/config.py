@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.models import hf_keys
+from endor_jax.models import hf_keys, hf_rope
+from endor_jax.models.rope import Rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class LlamaConfig:
     head_dim: int
     max_positions: int
     norm_epsilon: float
-    rope_theta: float
+    rope: Rope
     attention_bias: bool
     mlp_bias: bool
     tied_head: bool
@@ -104,9 +105,9 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig | OptConfig:
     for key, value in config.items():
         if key in keys.only:
             if value not in keys.only[key]:
-                raise _unsupported(key, value, " or ".join(map(repr, keys.only[key])))
+                raise hf_keys.unsupported(key, value, " or ".join(map(repr, keys.only[key])))
         elif key not in keys.fields and key not in keys.derived and key not in keys.ignored:
-            raise _unsupported(key, value, "no such key: this version does not know it")
+            raise hf_keys.unsupported(key, value, "no such key: this version does not know it")
     fields = {
         field.name: field.read(key, config.get(key, field.default)) for key, field in keys.fields.items()
     }
@@ -123,27 +124,16 @@ def _llama(config: Mapping[str, Any], fields: dict[str, Any]) -> LlamaConfig:
     return LlamaConfig(
         kv_heads=heads if kv_heads is None else hf_keys.size("num_key_value_heads", kv_heads),
         head_dim=hidden_size // heads if head_dim is None else hf_keys.size("head_dim", head_dim),
-        rope_theta=_rope_theta(config),
+        rope=hf_rope.rope(config),
         **fields,
     )
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    """`rope_theta` as v4 or v5 spells it; a nested value wins over the top-level one, as in transformers."""
-    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    rope = hf_keys.table(name, config.get(name))
-    implemented = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1, None)}
-    for key, value in rope.items():
-        if key != "rope_theta" and value not in implemented.get(key, ()):
-            raise _unsupported(f"{name}.{key}", value, "plain RoPE: rope_type 'default' and rope_theta only")
-    return hf_keys.positive("rope_theta", rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
 
 
 def _opt(config: Mapping[str, Any], fields: dict[str, Any]) -> OptConfig:
     width = config.get("word_embed_proj_dim")
     if width not in (None, fields["hidden_size"]):
         expected = f"{fields['hidden_size']}, the hidden_size: there are no projections around the embedding"
-        raise _unsupported("word_embed_proj_dim", width, expected)
+        raise hf_keys.unsupported("word_embed_proj_dim", width, expected)
     return OptConfig(**fields)
 
 
@@ -171,12 +161,3 @@ def _check_sizes(config: LlamaConfig | OptConfig) -> None:
 
 def _inconsistent(where: str, got: str, expected: str) -> InvalidInputError:
     return InvalidInputError(where, got=got, expected=expected, fix="correct the model's config.json")
-
-
-def _unsupported(key: str, value: Any, expected: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"config.json: key '{key}'",
-        got=repr(value),
-        expected=expected,
-        fix="choose another checkpoint; delete the key only if it changes nothing the model computes",
-    )

@@ -6,12 +6,15 @@ that v4 and the published checkpoints of both families write. A key in none of t
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import InvalidInputError, UnsupportedError
+
+ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
+"""What `hf_rope` reads."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +43,54 @@ class Keys:
 def size(key: str, value: Any) -> int:
     """`value` if it is an integer of at least 1, else InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _invalid(key, value, "an integer of at least 1")
+        raise invalid(key, repr(value), "an integer of at least 1")
     return value
 
 
 def positive(key: str, value: Any) -> float:
     """`value` if it is a finite number above 0, else InvalidInputError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise _invalid(key, value, "a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise invalid(key, repr(value), "a positive number")
     return float(value)
 
 
 def flag(key: str, value: Any) -> bool:
     """`value` if it is true or false, else InvalidInputError."""
     if not isinstance(value, bool):
-        raise _invalid(key, value, "true or false")
+        raise invalid(key, repr(value), "true or false")
     return value
 
 
 def table(key: str, value: Any) -> Mapping[str, Any]:
     """`value` if it is a table, an empty one for null, else InvalidInputError."""
     if not isinstance(value, Mapping | None):
-        raise _invalid(key, value, "a table or null")
+        raise invalid(key, repr(value), "a table or null")
     return value or {}
 
 
-def _invalid(key: str, value: Any, expected: str) -> InvalidInputError:
+def invalid(key: str, got: str, expected: str) -> InvalidInputError:
+    """The error for a key whose value cannot be."""
     where = f"config.json: key '{key}'"
-    return InvalidInputError(where, got=repr(value), expected=expected, fix="correct the model's config.json")
+    return InvalidInputError(where, got=got, expected=expected, fix="correct the model's config.json")
+
+
+def unsupported(key: str, value: Any, expected: str) -> UnsupportedError:
+    """The error for a key or a value of it that this version does not implement."""
+    return UnsupportedError(
+        f"config.json: key '{key}'",
+        got=repr(value),
+        expected=expected,
+        fix="choose another checkpoint; delete the key only if it changes nothing the model computes",
+    )
 
 
 _IGNORED = frozenset(
     {
         # Who wrote the file and for which class; the family is in model_type.
         *("architectures", "_name_or_path", "transformers_version", "auto_map", "transformers.js_config"),
-        *("is_llama_config", "_commit_hash"),
+        *("is_llama_config", "_commit_hash", "unsloth_fixed", "unsloth_version"),
+        # The first Llama conversions wrote it beside max_position_embeddings; nothing reads it.
+        "max_sequence_length",
         # The dtype is that of each stored tensor.
         *("torch_dtype", "dtype", "use_bfloat16"),
         # Token ids and prompts are the tokenizer's and the sampler's business.
@@ -121,7 +137,7 @@ LLAMA = Keys(
         "mlp_bias": Field("mlp_bias", flag, False),
         "tie_word_embeddings": Field("tied_head", flag, False),
     },
-    derived=frozenset({"num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters"}),
+    derived=frozenset({"num_key_value_heads", "head_dim", *ROPE_KEYS}),
     only=_ONLY
     | {"hidden_act": ("silu", "swish"), "rope_interleaved": (False,), "partial_rotary_factor": (1, None)},
     ignored=_IGNORED,

@@ -42,7 +42,7 @@ class LlamaBlock(nnx.Module):
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             bias=config.attention_bias,
-            rope_theta=config.rope_theta,
+            rope=config.rope,
         )
         self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from endor_jax import models
+from endor_jax.models.rope import Rope
 
 LLAMA = models.LlamaConfig(
     vocabulary_size=61,
@@ -22,7 +23,7 @@ LLAMA = models.LlamaConfig(
     head_dim=8,
     max_positions=40,
     norm_epsilon=1e-5,
-    rope_theta=10_000.0,
+    rope=Rope(theta=10_000.0),
     attention_bias=True,
     mlp_bias=True,
     tied_head=False,

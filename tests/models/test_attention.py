@@ -1,4 +1,4 @@
-"""RoPE and grouped-query attention against float64 NumPy formulas."""
+"""Grouped-query attention against a float64 NumPy formula."""
 
 from __future__ import annotations
 
@@ -6,37 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from endor_jax.models.attention import attend, rotate
+from endor_jax.models.attention import attend
 from endor_jax.models.cache import KVCache
-
-
-def rotate_float64(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    """Pairs (i, i + half) as complex numbers, turned by position * theta^(-i/half)."""
-    half = x.shape[-1] // 2
-    pairs = x[..., :half].astype(np.float64) + 1j * x[..., half:]
-    angles = positions[..., None] * theta ** (-np.arange(half) / half)
-    pairs = pairs * np.exp(1j * angles)[:, :, None, :]
-    return np.concatenate([pairs.real, pairs.imag], axis=-1)
-
-
-@pytest.mark.parametrize("theta", [1e4, 5e5])
-@pytest.mark.parametrize("head_dim", [2, 6, 64])
-def test_rotate(head_dim: int, theta: float):
-    positions = np.array([[0, 1, 2, 37, 1000], [0, 999, 5, 6, 7]])
-    x = np.random.default_rng(0).normal(size=(2, 5, 3, head_dim)).astype(np.float32)
-    turned = rotate(jnp.asarray(x), jnp.asarray(positions, jnp.int32), theta=theta)
-    # A float32 angle near 1000 is off by up to 6e-5.
-    np.testing.assert_allclose(turned, rotate_float64(x, positions, theta), atol=4e-4)
-    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
-
-
-def test_rotate_bfloat16_turns_in_float32():
-    positions = np.array([[4001]])
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 64)), jnp.bfloat16)
-    turned = rotate(x, jnp.asarray(positions, jnp.int32), theta=1e4)
-    assert turned.dtype == jnp.bfloat16
-    exact = rotate_float64(np.asarray(x, np.float64), positions, 1e4)
-    np.testing.assert_allclose(np.asarray(turned, np.float64), exact, rtol=2**-8, atol=4e-3)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])

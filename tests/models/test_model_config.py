@@ -9,6 +9,7 @@ import pytest
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.models import LlamaConfig, OptConfig, from_hf
+from endor_jax.models.rope import LinearScaling, Llama3Scaling, Rope
 
 # HuggingFaceTB/SmolLM2-135M-Instruct, as published (v4 spelling).
 SMOLLM2 = json.loads("""{
@@ -33,6 +34,12 @@ OPT_125M = json.loads("""{
 }""")
 
 
+def llama(config: dict) -> LlamaConfig:
+    read = from_hf(config)
+    assert isinstance(read, LlamaConfig)
+    return read
+
+
 def test_published_llama():
     assert from_hf(SMOLLM2) == LlamaConfig(
         vocabulary_size=49_152,
@@ -44,7 +51,7 @@ def test_published_llama():
         head_dim=64,
         max_positions=8192,
         norm_epsilon=1e-5,
-        rope_theta=100_000.0,
+        rope=Rope(theta=100_000.0),
         attention_bias=False,
         mlp_bias=False,
         tied_head=True,
@@ -65,26 +72,55 @@ def test_published_opt():
     assert (config.kv_heads, config.head_dim, config.norm_epsilon) == (12, 64, 1e-5)
 
 
+FACTORS = {
+    "factor": 8.0,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+LLAMA_3 = Llama3Scaling(
+    factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+)
+
+
 @pytest.mark.parametrize(
-    "rope",
+    ("keys", "scaling"),
     [
-        {"rope_theta": 5e5},
-        {"rope_theta": 500_000, "rope_scaling": None},
-        {"rope_theta": 5e5, "rope_scaling": {"type": "default"}},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-        {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 1.0}},
-        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1.0},
+        ({"rope_theta": 5e5}, None),
+        ({"rope_theta": 500_000, "rope_scaling": None}, None),
+        ({"rope_theta": 5e5, "rope_scaling": {}, "rope_parameters": None}, None),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "default"}}, None),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, None),
+        ({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 1.0}}, None),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5}, None),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1.0}, None),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}}, LinearScaling(4.0)),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 1.0}}, LinearScaling(1.0)),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5e5}},
+            LinearScaling(2.5),
+        ),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **FACTORS}}, LLAMA_3),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "rope_type": "llama3", **FACTORS}}, LLAMA_3),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **FACTORS}}, LLAMA_3),
+        (
+            {
+                "rope_theta": 5e5,
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            LinearScaling(2.0),
+        ),
     ],
 )
-def test_rope_spellings(rope: dict):
-    assert from_hf({"model_type": "llama", **rope}).rope_theta == 5e5
+def test_rope_spellings(keys: dict, scaling: LinearScaling | Llama3Scaling | None):
+    assert llama({"model_type": "llama", **keys}).rope == Rope(theta=5e5, scaling=scaling)
 
 
 def test_missing_keys_have_transformers_defaults():
-    llama = from_hf({"model_type": "llama"})
-    assert (llama.kv_heads, llama.head_dim, llama.rope_theta, llama.norm_epsilon) == (32, 128, 1e4, 1e-6)
-    assert (llama.layers, llama.vocabulary_size, llama.tied_head) == (32, 32_000, False)
+    made = llama({"model_type": "llama"})
+    assert (made.kv_heads, made.head_dim, made.norm_epsilon, made.tied_head) == (32, 128, 1e-6, False)
+    assert (made.layers, made.vocabulary_size, made.rope) == (32, 32_000, Rope(theta=1e4))
     opt = from_hf({"model_type": "opt"})
     assert (opt.layers, opt.intermediate_size, opt.vocabulary_size, opt.tied_head) == (12, 3072, 50_272, True)
 
@@ -131,14 +167,53 @@ def test_unimplemented_keys_are_refused_by_name_and_value(base: dict, key: str, 
 @pytest.mark.parametrize(
     ("rope", "key"),
     [
-        ({"rope_type": "llama3", "rope_theta": 5e5}, "rope_type"),
-        ({"type": "linear"}, "type"),
+        *(({"rope_type": kind, "factor": 2.0}, "rope_type") for kind in ("dynamic", "yarn", "longrope")),
+        ({"type": "mrope"}, "type"),
+        ({"rope_type": None}, "rope_type"),
         ({"rope_type": "default", "factor": 2.0}, "factor"),
+        ({"rope_type": "linear", "factor": 2.0, "attention_factor": 1.0}, "attention_factor"),
+        ({"rope_type": "llama3", **FACTORS, "beta_fast": 32}, "beta_fast"),
+        ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
-def test_scaled_rope_is_refused(name: str, rope: dict, key: str):
-    with pytest.raises(UnsupportedError, match=f"'{name}.{key}'.*plain RoPE"):
+def test_other_rope_is_refused_by_name(name: str, rope: dict, key: str):
+    with pytest.raises(UnsupportedError) as error:
         from_hf({**SMOLLM2, name: rope})
+    assert f"'{name}.{key}': got {rope[key]!r}" in str(error.value)
+    if key in ("rope_type", "type"):
+        assert "'default', 'linear', 'llama3'" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("rope", "key", "message"),
+    [
+        ({"type": "linear"}, "factor", "no such key.*'linear'"),
+        ({"type": "linear", "factor": None}, "factor", "got None.*positive"),
+        ({"type": "linear", "factor": "2"}, "factor", "got '2'"),
+        ({"type": "linear", "factor": 0.5}, "factor", r"got 0\.5.*at least 1"),
+        ({"type": "linear", "rope_type": "default"}, "type", "'linear' beside rope_type 'default'"),
+        ({"rope_type": "llama3", **FACTORS, "low_freq_factor": True}, "low_freq_factor", "got True"),
+        ({"rope_type": "llama3", **FACTORS, "high_freq_factor": 1}, "high_freq_factor", r"more than.*1\.0"),
+        (
+            {"rope_type": "llama3", **FACTORS, "original_max_position_embeddings": None},
+            "original_max_position_embeddings",
+            "got None.*integer",
+        ),
+        *(
+            ({"rope_type": "llama3", **{k: v for k, v in FACTORS.items() if k != key}}, key, "no such key")
+            for key in FACTORS
+        ),
+    ],
+)
+def test_wrong_and_missing_rope_keys_are_named(name: str, rope: dict, key: str, message: str):
+    with pytest.raises(InvalidInputError, match=f"'{name}.{key}': got .*{message.removeprefix('got ')}"):
+        from_hf({**SMOLLM2, name: rope})
+
+
+def test_null_rope_theta_is_refused():
+    with pytest.raises(InvalidInputError, match="'rope_theta': got None"):
+        from_hf({**SMOLLM2, "rope_theta": None})
 
 
 def test_unknown_family():
@@ -159,6 +234,7 @@ def test_unknown_family():
         ({"num_hidden_layers": True}, "'num_hidden_layers': got True"),
         ({"rms_norm_eps": None}, "'rms_norm_eps': got None"),
         ({"rope_theta": -1}, "'rope_theta': got -1"),
+        ({"rope_theta": 10**400}, "'rope_theta': got 1000.*positive"),
         ({"rope_scaling": 2}, "'rope_scaling': got 2.*table"),
         ({"tie_word_embeddings": "yes"}, "'tie_word_embeddings': got 'yes'"),
     ],
