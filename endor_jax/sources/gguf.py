@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError, MissingDependencyError, UnsupportedError
+from endor_jax.sources.brief import brief, brief_text
 from endor_jax.sources.byte_range import read_range
 from endor_jax.sources.gguf_config import generation_config, llama_config
 from endor_jax.sources.gguf_header import GgufHeader, GgufTensor, parse_gguf_header
@@ -43,7 +45,7 @@ OTHER_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_PATTERN = re.compile(rf"blk\.(\d+)\.({'|'.join(LAYER_NAMES)})\.(weight|bias)")
+_LAYER_PATTERN = re.compile(rf"blk\.([0-9]+)\.({'|'.join(LAYER_NAMES)})\.(weight|bias)")
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -77,7 +79,7 @@ class GgufSource:
         """Config files in Hugging Face form and, if the file holds a vocabulary, its tokenizer."""
         written = {
             "config.json": self.config,
-            "generation_config.json": generation_config(self.header.metadata),
+            "generation_config.json": generation_config(self.header.metadata, where=str(self.path)),
         }
         return {
             **{name: (json.dumps(value, indent=2) + "\n").encode() for name, value in written.items()},
@@ -109,9 +111,8 @@ def open_gguf(path: Path) -> GgufSource:
     header = parse_gguf_header(path)
     where = str(path)
     config = llama_config(header.metadata, header.tensors.keys(), where=where)
-    for tensor in header.tensors.values():
-        _check_tensor(gguf, header, tensor)
-    _check_rope_factors(header)
+    _check_tensors(gguf, header)
+    _check_rope_factors(header, half=config["head_dim"] // 2)
     stored_names = {_translate(name, where): name for name in header.tensors if name != _ROPE_FACTORS}
     tensors = {
         name: TensorInfo(header.tensors[stored].shape, "float32") for name, stored in stored_names.items()
@@ -153,15 +154,32 @@ def _translate(name: str, where: str) -> str:
         return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}.{match[3]}"
     raise InvalidInputError(
         where,
-        got=f"tensor {name!r}, which no table lists",
+        got=f"tensor {brief(name)}, which no table lists",
         expected="the tensors of a Llama",
         fix="convert from the Hugging Face safetensors of this model instead",
     )
 
 
-def _check_tensor(gguf: ModuleType, header: GgufHeader, tensor: GgufTensor) -> None:
-    """The block type can be expanded and the bytes are in the file."""
-    where = f"tensor {tensor.name!r} of {header.path}"
+def _check_tensors(gguf: ModuleType, header: GgufHeader) -> None:
+    """Block types can be expanded, and the data follow each other as ggml lays them out, inside the file."""
+    expected = header.data_start
+    for tensor in header.tensors.values():
+        where = f"tensor {brief(tensor.name)} of {header.path}"
+        kind, elements, block_bytes = _block(gguf, tensor, where)
+        length = _stored_bytes(tensor, elements, block_bytes)
+        # ggml reads no other layout; holes and overlaps are signs of damage.
+        if tensor.shape[-1] % elements or tensor.offset != expected or expected + length > header.size:
+            raise InvalidInputError(
+                where,
+                got=f"{kind} {tensor.shape} at byte {tensor.offset:,} of a file of {header.size:,}",
+                expected=f"rows of whole blocks of {elements} from byte {expected:,}, inside the file",
+                fix="the file is damaged or truncated: fetch it again",
+            )
+        expected = round_up(expected + length, header.alignment)
+
+
+def _block(gguf: ModuleType, tensor: GgufTensor, where: str) -> tuple[str, int, int]:
+    """Name, elements and bytes of a block of a tensor's type, if the package can expand it."""
     try:
         kind = gguf.GGMLQuantizationType(tensor.type_id)
         elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -170,20 +188,11 @@ def _check_tensor(gguf: ModuleType, header: GgufHeader, tensor: GgufTensor) -> N
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UnsupportedError(
             where,
-            got=f"ggml type {tensor.type_id} ({error})",
+            got=f"ggml type {tensor.type_id} ({brief_text(error)})",
             expected="one that the installed `gguf` package can expand",
             fix="run: pip install --upgrade gguf, or use another quantisation of this model",
         ) from error
-    if (
-        tensor.shape[-1] % elements
-        or tensor.offset + _stored_bytes(tensor, elements, block_bytes) > header.size
-    ):
-        raise InvalidInputError(
-            where,
-            got=f"{kind.name} {tensor.shape} at byte {tensor.offset:,} of a file of {header.size:,}",
-            expected=f"rows of whole blocks of {elements}, inside the file",
-            fix="the file is damaged or truncated: fetch it again",
-        )
+    return kind.name, elements, block_bytes
 
 
 def _check_heads(name: str, info: TensorInfo, config: Mapping[str, Any], *, where: str) -> None:
@@ -204,10 +213,19 @@ def _stored_bytes(tensor: GgufTensor, elements: int, block_bytes: int) -> int:
     return prod(tensor.shape) // elements * block_bytes
 
 
-def _check_rope_factors(header: GgufHeader) -> None:
-    """Llama 3.1 stores its rope scaling as one factor per frequency; all ones means none."""
+def _check_rope_factors(header: GgufHeader, *, half: int) -> None:
+    """Llama 3.1 stores its rope scaling as one factor for each of `half` frequencies; all ones means none."""
     tensor = header.tensors.get(_ROPE_FACTORS)
-    if tensor is not None and not np.all(_dequantise(header, tensor) == 1.0):
+    if tensor is None:
+        return
+    if tensor.shape != (half,):
+        raise InvalidInputError(
+            f"tensor {_ROPE_FACTORS!r} of {header.path}",
+            got=f"shape {tensor.shape}",
+            expected=f"({half},), half the head size",
+            fix="the file contradicts itself: fetch it again",
+        )
+    if not np.all(_dequantise(header, tensor) == 1.0):
         raise UnsupportedError(
             f"tensor {_ROPE_FACTORS!r} of {header.path}",
             got="rope scaling factors other than one",
@@ -228,4 +246,6 @@ def _dequantise(header: GgufHeader, tensor: GgufTensor) -> np.ndarray:
         what=f"tensor {tensor.name!r}",
     )
     rows = data.reshape(*tensor.shape[:-1], tensor.shape[-1] // elements * block_bytes)
-    return np.asarray(gguf.dequantize(rows, kind), np.float32).reshape(tensor.shape)
+    # Infinite and NaN scales expand to infinite and NaN weights, which whoever prepares them looks for.
+    with np.errstate(all="ignore"):
+        return np.asarray(gguf.dequantize(rows, kind), np.float32).reshape(tensor.shape)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.sources.brief import brief
 
 _SIZES = {
     "block_count": "num_hidden_layers",
@@ -53,26 +54,49 @@ def llama_config(metadata: Mapping[str, Any], names: Collection[str], *, where: 
     config["tie_word_embeddings"] = "output.weight" not in names
     config["torch_dtype"] = "float32"
     for name in ("bos", "eos"):
-        config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        config[f"{name}_token_id"] = token_id(metadata, name, where=where)
     return config
 
 
-def generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """bos_token_id, and eos_token_id as a list of every token that ends a text or a turn."""
-    ends = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in _END_KEYS]
+def generation_config(metadata: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """bos_token_id, and eos_token_id as a list of every token that ends a text or a turn.
+
+    Raises InvalidInputError for one that is no id.
+    """
+    ends = [token_id(metadata, key, where=where) for key in _END_KEYS]
     result: dict[str, Any] = {"eos_token_id": list(dict.fromkeys(end for end in ends if end is not None))}
-    if (start := metadata.get("tokenizer.ggml.bos_token_id")) is not None:
+    if (start := token_id(metadata, "bos", where=where)) is not None:
         result["bos_token_id"] = start
     return result
+
+
+def token_id(metadata: Mapping[str, Any], role: str, *, where: str) -> int | None:
+    """`tokenizer.ggml.{role}_token_id`, an id of the vocabulary if the file has one; None if not stated.
+
+    Raises InvalidInputError for anything else.
+    """
+    value = metadata.get(f"tokenizer.ggml.{role}_token_id")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    limit = len(tokens) if isinstance(tokens, list) else 2**31
+    if value is not None and not (type(value) is int and 0 <= value < limit):
+        raise InvalidInputError(
+            f"tokenizer of {where}",
+            got=f"{role} token {brief(value)}",
+            expected=f"an id below {limit}",
+            fix="convert it again with a current llama.cpp",
+        )
+    return value
 
 
 def _refuse_variants(metadata: Mapping[str, Any], *, where: str) -> None:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise _unsupported(where, got=f"architecture {architecture!r}", expected="'llama'")
+        raise _unsupported(where, got=f"architecture {brief(architecture)}", expected="'llama'")
     if metadata.get("llama.expert_count", 0):
         raise _unsupported(
-            where, got=f"{metadata['llama.expert_count']} experts", expected="a dense Llama, without experts"
+            where,
+            got=f"{brief(metadata['llama.expert_count'])} experts",
+            expected="a dense Llama, without experts",
         )
 
 
@@ -83,12 +107,12 @@ def _number(
     stated = metadata.get(f"llama.{key}", default)
     values: list[Any] = stated if isinstance(stated, list) and stated else [stated]
     if any(other != values[0] for other in values):
-        raise _unsupported(where, got=f"llama.{key} {values}", expected="the same in every layer")
+        raise _unsupported(where, got=f"llama.{key} {brief(values)}", expected="the same in every layer")
     value = values[0]
     if type(value) is not kind or not 0 < value < float("inf"):
         raise InvalidInputError(
             where,
-            got=f"no llama.{key}" if value is None else f"llama.{key} {value!r}",
+            got=f"no llama.{key}" if value is None else f"llama.{key} {brief(value)}",
             expected=f"that key with a positive {kind.__name__}",
             fix="convert it again with a current llama.cpp",
         )
@@ -103,7 +127,7 @@ def _rope_scaling(metadata: Mapping[str, Any], *, where: str) -> dict[str, Any] 
     if kind == "linear":
         factor = _number(metadata, "rope.scaling.factor", float, where=where, default=1.0)
         return {"rope_type": "linear", "factor": factor}
-    raise _unsupported(where, got=f"rope scaling {kind!r}", expected="'none' or 'linear'")
+    raise _unsupported(where, got=f"rope scaling {brief(kind)}", expected="'none' or 'linear'")
 
 
 def _unsupported(where: str, *, got: str, expected: str) -> UnsupportedError:

@@ -11,10 +11,10 @@ a vocabulary of 49,152) and reports a truncated file as whatever NumPy stumbles 
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import numpy as np
 
 from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.sources.brief import brief
+from endor_jax.sources.byte_range import readable
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # version 1 counted in 32 bits; no file in the wild still does
@@ -38,13 +40,20 @@ _SCALARS = {
     11: "i8",
     12: "f8",
 }
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 _MAXIMUM_DIMENSIONS = 4  # ggml's own limit
+# Headers are vocabularies: 300,000 tokens with merges and scores make 15 MB. A list item costs Python 8 bytes
+# and more, so a file must not be able to ask for as many as it has bytes.
+_MAXIMUM_HEADER_BYTES = 100_000_000
+_MAXIMUM_ITEMS = 4_000_000
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One row of the tensor table: `shape` slowest dimension first, `offset` from the start of the file."""
+    """One row of the tensor table: `shape` slowest dimension first, `offset` from the start of the file.
+
+    No dimension is 0; type and offset are as the file has them, which its reader checks.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -54,10 +63,12 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says before its data."""
+    """What a GGUF file says before its data, which begins at `data_start`; tensors as the table has them."""
 
     path: Path
     size: int
+    data_start: int
+    alignment: int
     metadata: Mapping[str, Any] = field(repr=False)
     tensors: Mapping[str, GgufTensor] = field(repr=False)
 
@@ -68,14 +79,13 @@ def parse_gguf_header(path: Path) -> GgufHeader:
     Metadata values are int, float, bool, str or lists of them. Raises InvalidInputError if it is not a GGUF
     file or is damaged, UnsupportedError for other versions, byte orders and multi-file checkpoints.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
+        size = path.stat().st_size
         if file.read(4) != MAGIC:
             raise InvalidInputError(
                 str(path), got="a file without the GGUF magic", expected="a GGUF file", fix="check the path"
             )
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _parse(path, _Cursor(mapped, path, position=4), size=size)
+        return _parse(path, _Cursor(file, path, position=4, end=min(size, _MAXIMUM_HEADER_BYTES)), size=size)
 
 
 def _parse(path: Path, cursor: _Cursor, *, size: int) -> GgufHeader:
@@ -88,32 +98,37 @@ def _parse(path: Path, cursor: _Cursor, *, size: int) -> GgufHeader:
             fix="convert it again with a current llama.cpp",
         )
     tensor_count, metadata_count = int(cursor.scalar("u8")), int(cursor.scalar("u8"))
-    metadata = dict(cursor.metadata_entry() for _ in range(metadata_count))
+    metadata: dict[str, Any] = {}
+    for _ in range(metadata_count):
+        key, value = cursor.metadata_entry()
+        if key in metadata:
+            raise cursor.damaged(f"key {brief(key)} twice", expected="each key once")
+        metadata[key] = value
     if (files := metadata.get("split.count", 1)) not in (0, 1):
         raise UnsupportedError(
             str(path),
-            got=f"one of {files} files of a checkpoint",
+            got=f"one of {brief(files)} files of a checkpoint",
             expected="a single file",
             fix="join them with llama.cpp's `llama-gguf-split --merge`",
         )
-    rows = [cursor.tensor_entry() for _ in range(tensor_count)]
+    rows: dict[str, GgufTensor] = {}
+    for _ in range(tensor_count):
+        row = cursor.tensor_entry()
+        if row.name in rows:
+            raise cursor.damaged(f"tensor {brief(row.name)} twice", expected="each name once")
+        rows[row.name] = row
     alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or alignment < 1:
-        raise cursor.damaged(f"general.alignment {alignment!r}", expected="a positive integer")
     start = round_up(cursor.position, alignment)
-    tensors = {
-        name: GgufTensor(name, shape, type_id, offset=start + offset) for name, shape, type_id, offset in rows
-    }
-    if len(tensors) < len(rows):
-        raise cursor.damaged(f"{len(rows) - len(tensors)} tensor names twice", expected="each name once")
-    return GgufHeader(path=path, size=size, metadata=metadata, tensors=tensors)
+    tensors = {name: replace(row, offset=start + row.offset) for name, row in rows.items()}
+    return GgufHeader(path, size, start, alignment, metadata=metadata, tensors=tensors)
 
 
 class _Cursor:
-    """A position in the file that never runs past its end."""
+    """A position in the file that never runs past `end`. The file is read, not mapped: should it shrink
+    meanwhile, that is an error, and no signal that ends the process."""
 
-    def __init__(self, data: mmap.mmap, path: Path, *, position: int):
-        self.data, self.path, self.position = data, path, position
+    def __init__(self, file: BufferedReader, path: Path, *, position: int, end: int):
+        self.file, self.path, self.position, self.end = file, path, position, end
 
     def damaged(self, got: str, *, expected: str) -> InvalidInputError:
         return InvalidInputError(
@@ -124,13 +139,12 @@ class _Cursor:
         )
 
     def take(self, length: int) -> bytes:
-        if length > len(self.data) - self.position:
-            raise self.damaged(
-                f"a value of {length:,} bytes",
-                expected=f"at most the {len(self.data) - self.position:,} left",
-            )
+        left = self.end - self.position
+        data = self.file.read(length) if length <= left else b""
+        if len(data) < length:
+            raise self.damaged(f"a value of {length:,} bytes", expected=f"at most the {left:,} left")
         self.position += length
-        return self.data[self.position - length : self.position]
+        return data
 
     def scalar(self, code: str) -> Any:
         return np.frombuffer(self.take(np.dtype(code).itemsize), f"<{code}")[0].item()
@@ -149,21 +163,33 @@ class _Cursor:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            inner, count = int(self.scalar("u4")), int(self.scalar("u8"))
-            if inner in _SCALARS:
-                code = np.dtype(_SCALARS[inner])
-                return np.frombuffer(self.take(count * code.itemsize), code.newbyteorder("<")).tolist()
-            return [self.value(inner) for _ in range(count)]
+            return self.array(int(self.scalar("u4")), int(self.scalar("u8")))
         raise self.damaged(f"metadata type {kind}", expected="a type from 0 to 12")
 
-    def metadata_entry(self) -> tuple[str, Any]:
-        key = self.string()
-        return key, self.value(int(self.scalar("u4")))
+    def array(self, kind: int, count: int) -> list[Any]:
+        if kind != _STRING and kind not in _SCALARS:
+            raise self.damaged(f"a list of metadata type {kind}", expected="a list of numbers or strings")
+        if count > _MAXIMUM_ITEMS:
+            raise self.damaged(f"a list of {count:,} items", expected=f"at most {_MAXIMUM_ITEMS:,}")
+        if kind == _STRING:
+            return [self.string() for _ in range(count)]
+        code = np.dtype(_SCALARS[kind])
+        return np.frombuffer(self.take(count * code.itemsize), code.newbyteorder("<")).tolist()
 
-    def tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
+    def metadata_entry(self) -> tuple[str, Any]:
+        key, kind = self.string(), int(self.scalar("u4"))
+        value = self.value(kind)
+        if key == "general.alignment" and (kind != _UINT32 or value.bit_count() != 1):
+            raise self.damaged(f"general.alignment {brief(value)}", expected="a power of two, as uint32")
+        return key, value
+
+    def tensor_entry(self) -> GgufTensor:
+        """The offset is still relative to the data."""
         name, dimensions = self.string(), int(self.scalar("u4"))
         if not 1 <= dimensions <= _MAXIMUM_DIMENSIONS:
-            raise self.damaged(f"{dimensions} dimensions for tensor {name!r}", expected="1 to 4")
+            raise self.damaged(f"{dimensions} dimensions for tensor {brief(name)}", expected="1 to 4")
         shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
+        if 0 in shape:
+            raise self.damaged(f"sizes {shape} for tensor {brief(name)}", expected="none of them 0")
         type_id, offset = int(self.scalar("u4")), int(self.scalar("u8"))
-        return name, tuple(reversed(shape)), type_id, offset
+        return GgufTensor(name, tuple(reversed(shape)), type_id, offset)

@@ -6,18 +6,20 @@ be left out is listed with the reason.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.sources.brief import brief
 from endor_jax.sources.families import FAMILIES, HEAD, LAYER, Family, Row
 from endor_jax.sources.source import Source
+
+_SHOWN = 20  # names in an error message
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def to_endor(family: str, hf_name: str) -> Place | None:
     if any(_regex(name).fullmatch(bare) for name in table.ignorable):
         return None
     raise InvalidInputError(
-        f"tensor {hf_name!r}",
+        f"tensor {brief(hf_name)}",
         got="a name that the table does not list",
         expected=f"a tensor of the {family} family",
         fix="check that `model_type` in config.json is right; extra tensors must be removed first",
@@ -85,19 +87,29 @@ def expected_places(family: str, config: Mapping[str, Any]) -> list[Place]:
 
 
 def check_complete(family: str, config: Mapping[str, Any], places: Collection[Place]) -> None:
-    """Raise InvalidInputError, naming every tensor, unless `places` is exactly what the config calls for."""
+    """Raise InvalidInputError, naming what differs, unless `places` is exactly what the config calls for."""
+    layers = config.get("num_hidden_layers")
+    # Each layer has tensors: of more layers than tensors not even a list of what is missing should be made.
+    if type(layers) is not int or not 0 < layers <= len(places):
+        raise InvalidInputError(
+            "num_hidden_layers in config.json",
+            got=brief(layers),
+            expected=f"a number of layers that {len(places)} tensors can make",
+            fix="fetch config.json and all shards again",
+        )
     expected = expected_places(family, config)
-    if missing := [to_hf(family, place) for place in expected if place not in set(places)]:
+    given, wanted = set(places), set(expected)
+    if missing := [to_hf(family, place) for place in expected if place not in given]:
         raise InvalidInputError(
             "checkpoint",
-            got=f"no tensor {', '.join(missing)}",
+            got=f"no tensor {_some(missing)}",
             expected=f"all {len(expected)} tensors of a {family} with {config['num_hidden_layers']} layers",
             fix="fetch the missing shards, or correct config.json",
         )
-    if surplus := [to_hf(family, place) for place in places if place not in set(expected)]:
+    if surplus := [to_hf(family, place) for place in places if place not in wanted]:
         raise InvalidInputError(
             "checkpoint",
-            got=f"tensor {', '.join(surplus)}, which its config has no use for",
+            got=f"tensor {_some(surplus)}, which its config has no use for",
             expected=f"the {len(expected)} tensors of a {family} with {config['num_hidden_layers']} layers",
             fix="correct config.json (layers, biases, tied embeddings), or remove them",
         )
@@ -106,9 +118,9 @@ def check_complete(family: str, config: Mapping[str, Any], places: Collection[Pl
 def locate(source: Source) -> dict[Place, str]:
     """Place -> name in the source for every tensor of its model, in the order they are used.
 
-    A head that repeats a tied embedding is left out after comparing their bits, one tensor at a time in
-    memory besides the other. Raises InvalidInputError for tensors that are unknown, missing, there twice
-    (with and without prefix), of no use, or tied by the config and different.
+    Of a tied pair, either may be there alone, as in transformers; of both, the head is left out after
+    comparing their bits, one tensor in memory at a time. Raises InvalidInputError for tensors that are
+    unknown, missing, there twice (with and without prefix), of no use, or tied by the config and different.
     """
     family = source.config.get("model_type", "")
     table = _family(family)
@@ -126,29 +138,43 @@ def locate(source: Source) -> dict[Place, str]:
             found[place] = name
     head = Place(HEAD.record, HEAD.tensor)
     if _tied(table, source.config) and head in found:
-        _check_tied(source, found[Place("embedding", "weight")], found.pop(head))
+        name = found.pop(head)
+        _check_tied(source, found.setdefault(Place("embedding", "weight"), name), name)
     check_complete(family, source.config, found.keys())
     return {place: found[place] for place in expected_places(family, source.config)}
 
 
 def _check_tied(source: Source, embedding: str, head: str) -> None:
-    same = source.tensors[embedding] == source.tensors[head] and np.array_equal(
-        bits_of(source.read(embedding)), bits_of(source.read(head))
+    """transformers 5 uses both if they differ, and warns that the config is wrong; here that is an error,
+    because the config that we store has to say what the model is."""
+    same = source.tensors[embedding] == source.tensors[head] and (
+        embedding == head or _digest(source, embedding) == _digest(source, head)
     )
     if not same:
         raise InvalidInputError(
             f"tensor {head!r} of {source.path}",
             got=f"values other than those of {embedding!r}",
             expected="the same, as config.json has tie_word_embeddings",
-            fix="set tie_word_embeddings to false, or remove the tensor",
+            fix="set tie_word_embeddings to false to use both, as transformers does, or remove the tensor",
         )
 
 
+def _digest(source: Source, name: str) -> bytes:
+    """Of a tensor's bits; the tensor itself is let go, so two of them are never in memory."""
+    return hashlib.blake2b(bits_of(source.read(name)).data).digest()
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
 def _family(family: str) -> Family:
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UnsupportedError(
             "model_type in config.json",
-            got=repr(family),
+            got=brief(family),
             expected=f"one of {', '.join(FAMILIES)}",
             fix="this version reads no other families",
         )

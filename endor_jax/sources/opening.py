@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from endor_jax.errors import NotFoundError, UnsupportedError
+from endor_jax.sources.byte_range import read_range, readable
 from endor_jax.sources.gguf import open_gguf
 from endor_jax.sources.gguf_header import MAGIC
 from endor_jax.sources.safetensors import INDEX_FILE, open_safetensors
 from endor_jax.sources.source import Source
 
 _SHOWN = 8  # names in an error message
+_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 def open_source(path: str | Path) -> Source:
     """Open a directory of safetensors files, or a GGUF file whatever its name.
 
     Raises NotFoundError if there is nothing at `path`, UnsupportedError with what was found if it is neither,
-    and what the reader raises for what it cannot use.
+    InvalidInputError if it cannot be read, and what the reader raises for what it cannot use.
     """
     path = Path(path)
-    if not path.exists():
-        raise NotFoundError(
-            str(path),
-            got="nothing at that path",
-            expected="a directory of safetensors files, or a .gguf file",
-            fix="check the spelling; download the model first",
-        )
-    if path.is_dir():
-        if (path / INDEX_FILE).is_file() or next(path.glob("*.safetensors"), None):
+    with readable(path):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _nothing(path) from error
+        names = sorted(child.name for child in path.iterdir()) if stat.S_ISDIR(mode) else []
+    if stat.S_ISDIR(mode):
+        if INDEX_FILE in names or any(name.endswith(".safetensors") for name in names):
             return open_safetensors(path)
-        names = sorted(child.name for child in path.iterdir())
-        found = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        raise _unsupported(path, got=f"a directory with {found or 'nothing in it'}")
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) == MAGIC:
-            return open_gguf(path)
+        raise _directory_without_weights(path, names)
+    if not stat.S_ISREG(mode):
+        # Not opened: a FIFO would wait for a writer for ever, and a device need not end.
+        raise _unsupported(path, got="a pipe, socket or device")
+    with readable(path):
+        size = path.stat().st_size
+    start = read_range(path, offset=0, length=min(size, len(MAGIC)), what="start").tobytes()
+    if start == MAGIC:
+        return open_gguf(path)
     if path.suffix == ".gguf":
         raise _unsupported(path, got="a file that is called .gguf and does not begin with its magic")
-    raise _unsupported(path, got="a file of another kind")
+    raise _unsupported(path, got="a file of another kind" if size else "an empty file")
 
 
-def _unsupported(path: Path, *, got: str) -> UnsupportedError:
+def _nothing(path: Path) -> NotFoundError:
+    got = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "nothing at that path"
+    return NotFoundError(
+        str(path),
+        got=got,
+        expected="a directory of safetensors files, or a .gguf file",
+        fix="check the spelling; download the model first",
+    )
+
+
+def _directory_without_weights(path: Path, names: list[str]) -> UnsupportedError:
+    found = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    suffixes = {Path(name).suffix for name in names}
+    if ".gguf" in suffixes:
+        return _unsupported(path, got=f"a directory with {found}", fix="give the .gguf file itself")
+    if suffixes & _TORCH_SUFFIXES or not names:
+        return _unsupported(path, got=f"a directory with {found or 'nothing in it'}")
+    if "config.json" in names:
+        fix = "the weights are missing: download the *.safetensors files of this model too"
+        return _unsupported(path, got=f"a directory with {found}", fix=fix)
+    return _unsupported(path, got=f"a directory with {found}")
+
+
+def _unsupported(path: Path, *, got: str, fix: str | None = None) -> UnsupportedError:
     return UnsupportedError(
         str(path),
         got=got,
         expected="a directory with *.safetensors and config.json, or a GGUF file",
-        fix="for a single .safetensors file give its directory; save other formats with transformers' "
+        fix=fix
+        or "for a single .safetensors file give its directory; save other formats with transformers' "
         "`save_pretrained` first",
     )

@@ -20,8 +20,9 @@ from typing import Any
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.sources.byte_range import read_range
-from endor_jax.sources.json_object import parse_json_object
+from endor_jax.sources.brief import brief
+from endor_jax.sources.byte_range import read_range, readable
+from endor_jax.sources.json_object import MAXIMUM_BYTES, parse_json_object
 from endor_jax.sources.source import TensorInfo
 
 DTYPES = {
@@ -48,7 +49,8 @@ DTYPES = {
 """Safetensors name -> NumPy or ml_dtypes name. Its 4- and 6-bit floats have no byte-addressed array type."""
 
 _LENGTH_BYTES = 8
-_MAXIMUM_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAXIMUM_DIMENSIONS = 64  # NumPy's limit
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,25 @@ def parse_header(path: Path) -> dict[str, tuple[TensorInfo, Location]]:
     Raises InvalidInputError if the file is not safetensors, is truncated, or its header contradicts itself;
     UnsupportedError if a tensor has a dtype that is not in `DTYPES`.
     """
-    size = path.stat().st_size
+    with readable(path):
+        size = path.stat().st_size
     where = f"safetensors file {path}"
     if size < _LENGTH_BYTES:
         raise _damaged(where, got=f"{size} bytes", expected="at least 8")
     length = int.from_bytes(
         read_range(path, offset=0, length=_LENGTH_BYTES, what="safetensors header").tobytes(), "little"
     )
-    if length > min(_MAXIMUM_HEADER_BYTES, size - _LENGTH_BYTES):
+    if length > min(MAXIMUM_BYTES, size - _LENGTH_BYTES):
         raise _damaged(
             where,
             got=f"a header of {length:,} bytes in a file of {size:,}",
-            expected="one that fits in the file",
+            expected=f"one that fits in the file, of at most {MAXIMUM_BYTES:,}",
         )
     text = read_range(path, offset=_LENGTH_BYTES, length=length, what="safetensors header").tobytes()
     header = parse_json_object(text, where=f"header of {where}")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _maps_strings(metadata):
+        raise _damaged(where, got=f"__metadata__ {brief(metadata)}", expected="strings by string")
     entries = sorted(
         ((name, *_entry(where, name, value)) for name, value in header.items()), key=lambda entry: entry[2:]
     )
@@ -95,29 +100,49 @@ def parse_header(path: Path) -> dict[str, tuple[TensorInfo, Location]]:
 
 def _entry(where: str, name: str, value: Any) -> tuple[TensorInfo, int, int]:
     """One header value checked on its own: the tensor and its [begin, end) in the data."""
-    where = f"tensor {name!r} of {where}"
+    where = f"tensor {brief(name)} of {where}"
     match value:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-            type(size) is int and size >= 0 for size in shape
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+            value.keys() == _ENTRY_KEYS and all(_is_size(number) for number in (*shape, begin, end))
         ):
             pass
         case _:
-            raise _damaged(where, got=f"header entry {value!r}", expected="dtype, shape and data_offsets")
+            raise _damaged(
+                where, got=f"header entry {brief(value)}", expected="dtype, shape and data_offsets"
+            )
     if dtype not in DTYPES:
         raise UnsupportedError(
             where,
-            got=f"dtype {dtype}",
+            got=f"dtype {brief(dtype)}",
             expected=f"one of {', '.join(DTYPES)}",
             fix="save the checkpoint with a dtype from that list",
         )
     info = TensorInfo(tuple(shape), DTYPES[dtype])
-    if begin < 0 or end - begin != info.nbytes:
+    # Of a shape like (2**62, 0), all but the zeros must be countable too, or no array can have it.
+    item_bytes = dtype_from_name(info.dtype).itemsize
+    if len(shape) > _MAXIMUM_DIMENSIONS or prod(size or 1 for size in shape) * item_bytes >= 2**63:
+        raise _damaged(
+            where,
+            got=f"shape {brief(shape)}",
+            expected=f"at most {_MAXIMUM_DIMENSIONS} sizes whose product is below 2**63 bytes",
+        )
+    if end - begin != info.nbytes:
         raise _damaged(
             where,
             got=f"bytes {begin:,} to {end:,}",
-            expected=f"a range of {info.nbytes:,} bytes for {dtype} {tuple(shape)}",
+            expected=f"a range of {info.nbytes:,} bytes for {dtype} {brief(tuple(shape))}",
         )
     return info, begin, end
+
+
+def _is_size(number: Any) -> bool:
+    """A number that 64 bits can count: bool is an int to Python, and JSON's integers have no end."""
+    return type(number) is int and 0 <= number < 2**63
+
+
+def _maps_strings(value: Any) -> bool:
+    """The form of __metadata__."""
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _check_cover(where: str, entries: list[tuple[str, TensorInfo, int, int]], *, data_bytes: int) -> None:
@@ -127,11 +152,11 @@ def _check_cover(where: str, entries: list[tuple[str, TensorInfo, int, int]], *,
         if begin != reached:
             kind = "an overlap" if begin < reached else "a hole"
             raise _damaged(
-                f"tensor {name!r} of {where}",
+                f"tensor {brief(name)} of {where}",
                 got=f"begin at byte {begin:,} ({kind})",
                 expected=f"{reached:,}, the end of {previous}",
             )
-        previous, reached = repr(name), end
+        previous, reached = brief(name), end
     if reached != data_bytes:
         raise _damaged(where, got=f"{data_bytes:,} bytes of data", expected=f"{reached:,} as its header says")
 
