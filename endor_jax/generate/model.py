@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,38 +12,39 @@ import numpy as np
 from jaxtyping import Float
 
 from endor_jax import models
+from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError
+from endor_jax.generate.batch import generate_batch
+from endor_jax.generate.continuation import FinishReason, Token, Wishes, wishes_for
 from endor_jax.generate.loading import make_runner
-from endor_jax.generate.placement import geometry, plan_model
-from endor_jax.generate.runner import Runner, advance, score
-from endor_jax.generate.sampling import Sampler, sample
-from endor_jax.generate.statistics import Statistics, peak_device_bytes, peak_host_bytes
+from endor_jax.generate.placement import CHUNK, geometry, plan_model
+from endor_jax.generate.runner import Runner
+from endor_jax.generate.sampling import Sampler
+from endor_jax.generate.scoring import losses, score
+from endor_jax.generate.session import Session, check_room
+from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.reader import Checkpoint
 from endor_jax.store.writer import PARTS
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.plan import DEPTH
-from endor_jax.text import StreamingDecoder, Tokenizer, load_tokenizer
-
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token. `text` is what became certain with it; empty while a character is incomplete."""
-
-    id: int
-    text: str
+from endor_jax.text import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole generation: text and ids of what was generated, without the prompt, and what it took."""
+    """A whole generation: text and ids of what was generated, without the prompt, why it ended, what it took.
+
+    In a batch, `statistics` are those of the batch up to the moment at which this one ended.
+    """
 
     text: str
     token_ids: list[int]
+    finish_reason: FinishReason
     statistics: Statistics
 
 
 class Model:
-    """A loaded model; made by `load`. One generation at a time; `close` is idempotent.
+    """A loaded model; made by `load`. One pass at a time; `close` is idempotent.
 
     plan: where the records are and what they take. tokenizer: None if the checkpoint has none; prompts are
     token ids then. statistics: of the latest generation.
@@ -57,58 +57,81 @@ class Model:
         self.statistics: Statistics | None = None
 
     def generate(
-        self, prompt: str | Sequence[int], *, max_tokens: int = 100, sampler: Sampler | None = None
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 100,
+        sampler: Sampler | None = None,
+        stop: Sequence[str] = (),
     ) -> Iterator[Token]:
         """Yields tokens as they come, up to and with an end-of-text token, at most `max_tokens`.
 
-        prompt: text, taken as it is (no chat template), or token ids. sampler: greedy by default.
+        prompt: text, taken as it is (no chat template), or token ids. sampler: greedy by default. stop:
+        strings before which the text ends, wherever tokens begin and end.
         Raises InvalidInputError if prompt and max_tokens exceed the context, or for text without a tokenizer.
         """
+        wishes = wishes_for(max_tokens, sampler, stop)
         ids = self._ids(prompt)
-        self._check_room(len(ids), max_tokens)
-        return self._generate(ids, max_tokens, sampler or Sampler())
+        check_room(self._runner, len(ids), max_tokens)
+        return self._generate(ids, wishes)
 
-    def _generate(self, ids: list[int], max_tokens: int, sampler: Sampler) -> Iterator[Token]:
-        random = np.random.default_rng(sampler.seed)
-        decoder = StreamingDecoder(self.tokenizer, prompt_ids=ids) if self.tokenizer else None
-        ends = self.tokenizer.eos_ids if self.tokenizer else frozenset[int]()
-        caches = [self._runner.new_cache() for _ in range(self._runner.layers)]
-        moved = self._runner.executor.bytes_read, self._runner.executor.bytes_transferred
-        clock = time.perf_counter()
-        logits = advance(self._runner, caches, ids, start=0)
-        prompt_seconds = time.perf_counter() - clock
-        waited = 0.0  # what the consumer does between tokens is not ours
-        for count in range(1, max_tokens + 1):
-            token = sample(logits, sampler, random)
-            last = count == max_tokens or token in ends
-            if count <= 2:  # from the second token on: the step that gave it compiles
-                clock, waited = time.perf_counter(), 0.0
-            seconds = time.perf_counter() - clock - waited
-            self._record(len(ids), prompt_seconds, count, seconds, before=moved)
-            text = (decoder.feed(token) + (decoder.finish() if last else "")) if decoder else ""
-            left = time.perf_counter()
-            yield Token(token, text)
-            waited += time.perf_counter() - left
-            if last:
-                return
-            logits = advance(self._runner, caches, [token], start=len(ids) + count - 1)
+    def _generate(self, ids: list[int], wishes: Wishes) -> Iterator[Token]:
+        session = self.session()
+        for token in session.generate(ids, wishes):
+            self.statistics = session.statistics
+            yield token
 
     def complete(
-        self, prompt: str | Sequence[int], *, max_tokens: int = 100, sampler: Sampler | None = None
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 100,
+        sampler: Sampler | None = None,
+        stop: Sequence[str] = (),
     ) -> Completion:
-        """All tokens of `generate` at once, with statistics."""
-        tokens = list(self.generate(prompt, max_tokens=max_tokens, sampler=sampler))
-        assert self.statistics is not None
-        return Completion(
-            "".join(token.text for token in tokens), [token.id for token in tokens], self.statistics
-        )
+        """What `generate` gives, at once. Raises as it does."""
+        batch = self.complete_batch([prompt], max_tokens=max_tokens, sampler=sampler, stop=stop)
+        return next(completion for _, completion in batch)
+
+    def complete_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int = 100,
+        sampler: Sampler | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yields (index of a prompt, its completion) as they end; prompts may differ in length.
+
+        As many as `load(batch=...)` said are under way at once and share every record that is read. The same
+        tokens as one by one, but for the rounding of products of another shape.
+        Raises as `generate` does, before anything is generated.
+        """
+        wishes = wishes_for(max_tokens, sampler, stop)
+        batch = [self._ids(prompt) for prompt in prompts]
+        for ids in batch:
+            check_room(self._runner, len(ids), max_tokens)
+        return self._complete_batch(batch, wishes)
+
+    def _complete_batch(self, batch: list[list[int]], wishes: Wishes) -> Iterator[tuple[int, Completion]]:
+        meter = Meter(self._runner.executor, self._runner.device)
+        for index, sequence, text in generate_batch(
+            self._runner, self.tokenizer, batch, wishes=wishes, meter=meter
+        ):
+            self.statistics = meter.statistics
+            assert sequence.finish_reason is not None
+            yield index, Completion(text, sequence.generated, sequence.finish_reason, self.statistics)
+
+    def session(self) -> Session:
+        """A conversation whose history stays in a cache of its own, beyond what the plan counts for one."""
+        return Session(self._runner, self.tokenizer)
 
     def logits(
         self, token_ids: Sequence[Sequence[int]] | np.ndarray
     ) -> Float[np.ndarray, "batch length vocabulary"]:
         """Float32 logits at every position of (batch, length) token ids, layer-major.
 
-        As many sequences as fill the context share a pass over the layers.
+        As many sequences as the plan has activations for share a pass over the layers.
 
         Raises InvalidInputError for an empty or ragged batch, or one longer than the context.
         """
@@ -122,26 +145,22 @@ class Model:
             )
         return score(self._runner, batch)
 
+    def losses(self, token_ids: Sequence[Sequence[int]] | np.ndarray) -> list[Float[np.ndarray, " targets"]]:
+        """Float32 negative log-likelihoods of each sequence's tokens but the first; lengths may differ.
+
+        Takes as few passes over the layers as `logits`, and no memory for logits.
+        Raises InvalidInputError for sequences below two tokens or longer than the context.
+        """
+        return losses(self._runner, [_integers(row) for row in token_ids])
+
     @property
     def vocabulary_size(self) -> int:
         """Logits per position; token ids are below it."""
         return self._runner.embedding.vocabulary
 
-    def _record(
-        self, prompt: int, prompt_seconds: float, generated: int, seconds: float, *, before: tuple[int, int]
-    ) -> None:
-        """Sets `statistics`; before: bytes read and transferred when the generation began."""
-        executor = self._runner.executor
-        self.statistics = Statistics(
-            prompt,
-            prompt_seconds,
-            generated,
-            seconds,
-            executor.bytes_read - before[0],
-            executor.bytes_transferred - before[1],
-            peak_host_bytes(),
-            peak_device_bytes(self._runner.device),
-        )
+    def sequences_per_pass(self, length: int) -> int:
+        """How many sequences of some length `logits` and `losses` take through a layer together."""
+        return max(1, self._runner.shape.positions // round_up(length, CHUNK))
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
@@ -154,16 +173,6 @@ class Model:
                 fix="put tokenizer.json beside the source and convert again, or pass ids",
             )
         return self.tokenizer.encode(prompt)
-
-    def _check_room(self, prompt_tokens: int, max_tokens: int) -> None:
-        room = self._runner.shape.context
-        if max_tokens < 1 or prompt_tokens + max_tokens > room:
-            raise InvalidInputError(
-                "generation",
-                got=f"{prompt_tokens} prompt tokens and max_tokens {max_tokens}",
-                expected=f"at least 1 new token and at most {room} in all",
-                fix="shorten the prompt, lower max_tokens, or load with a larger context",
-            )
 
     def close(self) -> None:
         """Stops reading and frees the weights. Idempotent."""
@@ -195,13 +204,14 @@ def load(
     device_memory: str | int | None = None,
     host_memory: str | int | None = None,
     context: int | None = None,
+    batch: int = 1,
     depth: int = DEPTH,
 ) -> Model:
     """Opens a converted model and places its records.
 
     device_memory, host_memory: budgets ("8GiB" or bytes), by default 90 % of what is free. context: most
-    tokens of prompt and generation together, by default the model's own limit, at most 2048. depth: records
-    whose transfer is issued ahead.
+    tokens of prompt and generation together, by default the model's own limit, at most 2048. batch: most
+    sequences under way at once in `complete_batch`. depth: records whose transfer is issued ahead.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
     device = default_device()
@@ -209,7 +219,7 @@ def load(
     manifest = checkpoint.manifest
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    shape = geometry(decoder.config, dtype, context)
+    shape = geometry(decoder.config, dtype, context, batch)
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
     plan = plan_model(
         manifest, shape, device_budget_bytes=device_bytes, host_budget_bytes=host_bytes, depth=depth

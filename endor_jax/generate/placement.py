@@ -16,36 +16,51 @@ from endor_jax.streaming.executor import Streamable
 from endor_jax.streaming.plan import DEPTH, FixedCosts, Plan, make_plan
 
 CHUNK = 128
-"""Prompt tokens that pass through a layer at once; longer prompts go chunk by chunk, layer-major."""
+"""Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""
 DEFAULT_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What fixes the sizes of activations: the config, the compute dtype, the most tokens of a sequence."""
+    """What fixes the sizes of activations: the config, the compute dtype, the most tokens of a sequence.
+
+    sequences: the most that are in the cache at once.
+    """
 
     config: LlamaConfig | OptConfig
     dtype: str
     context: int
+    sequences: int = 1
 
     @property
     def capacity(self) -> int:
-        """Positions of the cache: a prompt is written in whole chunks."""
+        """Positions of a sequence in the cache: a prompt is written in whole chunks."""
         return round_up(self.context, CHUNK)
 
     @property
+    def positions(self) -> int:
+        """Tokens that pass through a layer together at most: all prompts of all sequences."""
+        return self.sequences * self.capacity
+
+    @property
     def cache_bytes(self) -> int:
-        """Keys and values of all layers for one sequence."""
+        """Keys and values of all layers."""
         config = self.config
-        shape = (config.layers, 2, self.capacity, config.kv_heads, config.head_dim)
+        shape = (config.layers, 2, self.positions, config.kv_heads, config.head_dim)
         return array_bytes(shape, self.dtype)
 
 
-def geometry(config: LlamaConfig | OptConfig, dtype: str, context: int | None) -> Geometry:
+def geometry(
+    config: LlamaConfig | OptConfig, dtype: str, context: int | None, sequences: int = 1
+) -> Geometry:
     """The geometry for a context length; by default the model's own, at most 2048.
 
-    Raises OptionError if the model has no positions for it.
+    Raises OptionError if the model has no positions for it, or for no sequences.
     """
+    if sequences < 1:
+        raise OptionError(
+            "batch", got=f"{sequences} sequences", expected="at least 1", fix="1 generates one at a time"
+        )
     asked = min(config.max_positions, DEFAULT_CONTEXT) if context is None else context
     if not 0 < asked <= config.max_positions:
         raise OptionError(
@@ -54,7 +69,7 @@ def geometry(config: LlamaConfig | OptConfig, dtype: str, context: int | None) -
             expected=f"1 to {config.max_positions}, the positions that the model was made for",
             fix="ask for fewer",
         )
-    return Geometry(config, dtype, asked)
+    return Geometry(config, dtype, asked, sequences)
 
 
 def part_views(layout: RecordLayout) -> RecordLayout:
@@ -89,15 +104,17 @@ def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
     config = shape.config
     records = {record.name: record for record in manifest.records}
     ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
-    # All chunks of the longest prompt, before and after the layer that runs.
-    positions = 2 * array_bytes((shape.capacity, config.hidden_size), shape.dtype)
+    # All chunks of the longest prompts, before and after the layer that runs.
+    positions = 2 * array_bytes((shape.positions, config.hidden_size), shape.dtype)
     # One chunk: scores of all heads and their softmax, and the widest rows of the MLP, in float32.
     widest = 2 * config.heads * shape.capacity + 4 * (config.intermediate_size + config.hidden_size)
-    logits = 2 * 4 * config.vocabulary_size
+    # What the products of attention make of one layer's keys and values: transposed, on CPU in float32.
+    mixed = 2 * 4 * shape.positions * config.kv_heads * config.head_dim
+    logits = 2 * 4 * config.vocabulary_size * shape.sequences
     device = (
         ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
-        ("activations", positions + 4 * CHUNK * widest + logits),
+        ("activations", positions + 4 * max(CHUNK, shape.sequences) * widest + mixed + logits),
         ("expanded weights", expanded_bytes(manifest)),
     )
     held = sum(part.buffer_bytes for part in records["embedding"].parts)

@@ -1,7 +1,7 @@
 """The runner: token ids through all layers, layer-major, over an executor. It knows ids, not text.
 
-Layer-major: everything that is to pass through a layer passes while its record is on the device, so a prompt
-of any length reads every record once.
+Layer-major: everything that is to pass through a layer passes while its record is on the device. So a pass
+reads every record once, whatever the length of the prompts and the number of sequences.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax import lax
 from jaxtyping import Float
 
-from endor_jax.arrays import dtype_from_name, round_up
+from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.generate import steps
@@ -46,11 +45,11 @@ class Runner:
         """Layers of the model: the first records of a pass; the others are blocks of the head."""
         return self.decoder.config.layers
 
-    def new_cache(self) -> KVCache:
-        """An empty cache of one layer for one sequence."""
+    def new_cache(self, sequences: int = 1) -> KVCache:
+        """An empty cache of one layer, with a row for each of some sequences."""
         config = self.decoder.config
         cache = create_cache(
-            batch=1,
+            batch=sequences,
             capacity=self.shape.capacity,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
@@ -58,12 +57,25 @@ class Runner:
         )
         return jax.device_put(cache, self.device)
 
+    def new_caches(self, sequences: int = 1) -> list[KVCache]:
+        """Empty caches of all layers."""
+        return [self.new_cache(sequences) for _ in range(self.layers)]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The next tokens of the sequence in one row of the cache, which holds `start` tokens of it already."""
+
+    row: int
+    ids: Sequence[int]
+    start: int
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some successive tokens of a sequence on their way through the layers: x (1, time, hidden).
+    """Some successive tokens on their way through the layers: x (1, time, hidden), or one token of each row.
 
-    The first `length` are real, the rest is padding; `start` is the position of the first.
+    The first `length` are real, the rest is padding; `start` (sequences,) are the positions of the first.
     """
 
     x: jax.Array
@@ -72,118 +84,112 @@ class Chunk:
 
 
 def advance(
-    runner: Runner, caches: list[KVCache], ids: Sequence[int], *, start: int
-) -> Float[np.ndarray, " vocabulary"]:
-    """Passes the next tokens of a sequence through the model: float32 logits after the last of them.
+    runner: Runner, caches: list[KVCache], feeds: Sequence[Feed]
+) -> Float[np.ndarray, "feeds vocabulary"]:
+    """Passes the next tokens of some sequences through the model: float32 logits after the last of each.
 
-    caches: one per layer, replaced by the new ones. start: how many tokens are in the cache already.
-    Raises InvalidInputError if there are no ids, or more than the context holds.
+    caches: one per layer, replaced by the new ones; rows that are not fed lose what they hold. Single tokens
+    of all rows go together, longer pieces one after another in chunks. Raises InvalidInputError for a feed
+    without ids, or with more than the context holds.
     """
-    _check_length(runner, start, len(ids))
-    chunks = _embed(runner, ids, start)
+    for feed in feeds:
+        check_length(runner, feed.start, len(feed.ids))
+    sequences = caches[0].keys.shape[0]
+    singles = _embed_singles(runner, feeds, sequences)
+    prompts = [(feed, embed(runner, feed.ids, feed.start)) for feed in feeds if len(feed.ids) > 1]
     logits: list[jax.Array] = []
     last: list[jax.Array] = []
 
     def step(index: int, record: Record) -> object:
+        nonlocal singles
         if index < runner.layers:
-            chunks[:], caches[index] = _apply_layer(runner, record, chunks, caches[index])
-            return chunks[-1].x
+            x = None
+            if singles is not None:
+                x, caches[index] = steps.block_step(
+                    runner.decoder, record, singles.x, caches[index], singles.start
+                )
+                singles = Chunk(x, singles.start, 1)
+            for feed, chunks in prompts:
+                caches[index] = apply_layer(runner, record, chunks, caches[index], row=feed.row)
+                x = chunks[-1].x
+            return x
         if not last:
-            # A slice with Python's bounds would be compiled for every length of prompt.
-            x = lax.dynamic_slice_in_dim(chunks[-1].x, chunks[-1].length - 1, 1, axis=1)
-            last.append(steps.final_step(runner.decoder, runner.final, x))
-        logits.append(steps.head_step(record, last[0])[0, 0])
+            last.append(
+                steps.final_step(runner.decoder, runner.final, _last(runner, singles, prompts, sequences))
+            )
+        logits.append(steps.head_step(record, last[0]))
         return logits[-1]
 
     runner.executor.run(step)
-    return np.concatenate([np.asarray(block) for block in logits])[: runner.embedding.vocabulary]
+    wide = np.concatenate([np.asarray(block)[:, 0] for block in logits], axis=1)
+    return wide[[feed.row for feed in feeds], : runner.embedding.vocabulary]
 
 
-def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, "batch length vocabulary"]:
-    """Float32 logits at every position of sequences of equal length, layer-major.
+def _last(
+    runner: Runner, singles: Chunk | None, prompts: Sequence[tuple[Feed, list[Chunk]]], sequences: int
+) -> jax.Array:
+    """x of the last token of every row: (sequences, 1, hidden). Undefined for rows that are not fed."""
+    if singles is None:
+        hidden = runner.decoder.config.hidden_size
+        x = jax.device_put(
+            np.zeros((sequences, 1, hidden), dtype_from_name(runner.shape.dtype)), runner.device
+        )
+    else:
+        x = singles.x
+    for feed, chunks in prompts:
+        place = jax.device_put((np.int32(feed.row), np.int32(chunks[-1].length - 1)), runner.device)
+        x = steps.pick_step(x, chunks[-1].x, *place)
+    return x
 
-    As many sequences as fill the context share a pass over the layers: their activations are what the plan
-    has room for. Needs the cache of one layer only. Raises InvalidInputError for empty sequences or too long
-    ones.
+
+def _embed_singles(runner: Runner, feeds: Sequence[Feed], sequences: int) -> Chunk | None:
+    """The feeds of one token as x (sequences, 1, hidden); None if there are none.
+
+    Other rows take part with a token that nobody looks at. It is written where the chunks of a row's prompt
+    overwrite it, or into a row that is not fed.
     """
-    length = len(sequences[0]) if sequences else 0
-    _check_length(runner, 0, length)
-    logits = np.empty((len(sequences), length, runner.embedding.vocabulary), np.float32)
-    at_once = max(1, runner.shape.capacity // round_up(length, CHUNK))
-    for first in range(0, len(sequences), at_once):
-        _score_group(runner, sequences[first : first + at_once], into=logits[first : first + at_once])
-    return logits
-
-
-def _score_group(
-    runner: Runner,
-    sequences: Sequence[Sequence[int]],
-    *,
-    into: Float[np.ndarray, "batch length vocabulary"],
-) -> None:
-    """One pass over the layers for some sequences; writes their logits."""
-    batch = [_embed(runner, ids, 0) for ids in sequences]
-    vocabulary = into.shape[-1]
-    normed: list[list[jax.Array]] = []
-    column = 0
-
-    def step(index: int, record: Record) -> object:
-        nonlocal column
-        if index < runner.layers:
-            cache = runner.new_cache()
-            for i, chunks in enumerate(batch):
-                # The cache is used again by the next sequence: what it still holds lies behind every query.
-                batch[i], cache = _apply_layer(runner, record, chunks, cache)
-            return batch[-1][-1].x
-        if not normed:
-            normed[:] = [
-                [steps.final_step(runner.decoder, runner.final, c.x) for c in chunks] for chunks in batch
-            ]
-        width = 0
-        for i, chunks in enumerate(batch):
-            for chunk, x in zip(chunks, normed[i], strict=True):
-                block = np.asarray(steps.head_step(record, x)[0, : chunk.length])
-                width = min(block.shape[1], vocabulary - column)
-                first = int(chunk.start[0])
-                into[i, first : first + chunk.length, column : column + width] = block[:, :width]
-        column += width
+    if all(len(feed.ids) > 1 for feed in feeds):
         return None
+    tokens, starts = [0] * sequences, np.zeros(sequences, np.int32)
+    for feed in feeds:
+        tokens[feed.row], starts[feed.row] = feed.ids[0], feed.start
+    values = rows(runner.embedding, tokens)[:, None]
+    return _enter(runner, values, starts, 1)
 
-    runner.executor.run(step)
 
-
-def _embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
-    """One token as a chunk of its own shape, more in chunks of CHUNK: so only two shapes are ever compiled.
+def embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
+    """The tokens of one sequence in chunks of one shape, the last one padded: so it is compiled once.
 
     A chunk is written to the cache as a whole: where that has no room for the padding, tokens go one by one.
     """
     chunks = []
     first = 0
     while first < len(ids):
-        fits = start + first + CHUNK <= runner.shape.capacity
-        size = CHUNK if fits and len(ids) - first > 1 else 1
+        size = CHUNK if start + first + CHUNK <= runner.shape.capacity else 1
         piece = ids[first : first + size]
         values = np.zeros((1, size, runner.decoder.config.hidden_size), dtype_from_name(runner.shape.dtype))
         values[0, : len(piece)] = rows(runner.embedding, piece)
-        embedded, position = jax.device_put((values, np.array([start + first], np.int32)), runner.device)
-        x = steps.stem_step(runner.decoder, runner.stem, embedded, position)
-        chunks.append(Chunk(x, position, len(piece)))
+        chunks.append(_enter(runner, values, np.array([start + first], np.int32), len(piece)))
         first += size
     return chunks
 
 
-def _apply_layer(
-    runner: Runner, record: Record, chunks: Sequence[Chunk], cache: KVCache
-) -> tuple[list[Chunk], KVCache]:
-    """All chunks of a sequence through one layer, in order."""
-    done = []
-    for chunk in chunks:
-        x, cache = steps.block_step(runner.decoder, record, chunk.x, cache, chunk.start)
-        done.append(Chunk(x, chunk.start, chunk.length))
-    return done, cache
+def _enter(runner: Runner, values: np.ndarray, starts: np.ndarray, length: int) -> Chunk:
+    embedded, positions = jax.device_put((values, starts), runner.device)
+    return Chunk(steps.stem_step(runner.decoder, runner.stem, embedded, positions), positions, length)
 
 
-def _check_length(runner: Runner, start: int, count: int) -> None:
+def apply_layer(runner: Runner, record: Record, chunks: list[Chunk], cache: KVCache, *, row: int) -> KVCache:
+    """All chunks of a sequence through one layer, in order and in place; the cache with its row written."""
+    place = jax.device_put(np.int32(row), runner.device)
+    for i, chunk in enumerate(chunks):
+        x, cache = steps.prompt_step(runner.decoder, record, chunk.x, cache, chunk.start, place)
+        chunks[i] = Chunk(x, chunk.start, chunk.length)
+    return cache
+
+
+def check_length(runner: Runner, start: int, count: int) -> None:
+    """Raises InvalidInputError for no tokens, or more than the context holds behind `start`."""
     if count == 0:
         raise InvalidInputError("token ids", got="none", expected="at least one", fix="pass a prompt")
     if start + count > runner.shape.context:

@@ -7,7 +7,6 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.errors import InvalidInputError
-from endor_jax.evaluate import perplexity as module
 from endor_jax.evaluate.perplexity import perplexity
 from tests.tiny_models import write_tiny
 
@@ -37,17 +36,17 @@ def test_it_is_the_formula(model, count, length):
     ids = np.random.default_rng(count).integers(0, 320, count).tolist()
     result = perplexity(model, ids, sequence_length=length)
     value, error, tokens = by_the_formula(model, ids, length)
-    assert result.value == pytest.approx(value, rel=1e-6)
-    assert result.standard_error == pytest.approx(error, rel=1e-6)
+    assert result.value == pytest.approx(value, rel=1e-5)
+    assert result.standard_error == pytest.approx(error, rel=1e-5)
     assert result.tokens == tokens == count // length * (length - 1)
 
 
 def test_what_is_held_at_once_changes_nothing(model, monkeypatch):
     ids = np.random.default_rng(0).integers(0, 320, 100).tolist()
     whole = perplexity(model, ids, sequence_length=10)
-    for size in (1, 3 * 10 * 4 * 320):
-        monkeypatch.setattr(module, "LOGITS_BYTES", size)
-        assert perplexity(model, ids, sequence_length=10) == whole
+    assert model.sequences_per_pass(10) == 2  # of the 256 positions of the context, in chunks of 128
+    monkeypatch.setattr(type(model), "sequences_per_pass", lambda self, length: 10)
+    assert perplexity(model, ids, sequence_length=10) == whole
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,28 @@ from endor_jax.streaming.plan import DEPTH, Plan
 HUGE = 2**40
 
 
-def plan_at(path: Path, device: int, host: int, *, context: int | None = None, depth: int = DEPTH) -> Plan:
-    manifest, shape = described(path, context)
+def plan_at(
+    path: Path, device: int, host: int, *, context: int | None = None, depth: int = DEPTH, batch: int = 1
+) -> Plan:
+    manifest, shape = described(path, context, batch)
     return plan_model(manifest, shape, device_budget_bytes=device, host_budget_bytes=host, depth=depth)
 
 
-def described(path: Path, context: int | None) -> tuple[Manifest, Geometry]:
+def described(path: Path, context: int | None, batch: int = 1) -> tuple[Manifest, Geometry]:
     manifest = read_manifest(path)
     config = models.from_hf(json.loads((path / "config.json").read_text()))
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    return manifest, geometry(config, dtype, context)
+    return manifest, geometry(config, dtype, context, batch)
 
 
-def smallest(path: Path, *, context: int | None = None, depth: int = DEPTH) -> tuple[int, int]:
+def smallest(
+    path: Path, *, context: int | None = None, depth: int = DEPTH, batch: int = 1
+) -> tuple[int, int]:
     """The least device and host budgets that are accepted: what the refusals of nothing at all ask for."""
 
     def asked(device: int, host: int) -> int:
         with pytest.raises(DoesNotFitError) as refused:
-            plan_at(path, device, host, context=context, depth=depth)
+            plan_at(path, device, host, context=context, depth=depth, batch=batch)
         match = re.search(r"([\d,]+) bytes", refused.value.expected)
         assert match
         return int(match[1].replace(",", ""))

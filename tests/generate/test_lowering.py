@@ -25,10 +25,18 @@ def test_block_and_head_lower_for_cuda(checkpoint: Path, time: int) -> None:
         shape = (1, 2 * CHUNK, config.kv_heads, config.head_dim)
         cache = models.KVCache(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16))
         layer = abstract(opened.read_record(opened.manifest.record("layers.0")))
-        text = cuda_text(steps.block_step, decoder, layer, x, abstract(cache), start)
+        if time == 1:
+            text = cuda_text(steps.block_step, decoder, layer, x, abstract(cache), start)
+        else:
+            row = jax.ShapeDtypeStruct((), jnp.int32)
+            text = cuda_text(steps.prompt_step, decoder, layer, x, abstract(cache), start, row)
         assert "popcnt" in text
         # On a GPU products take bfloat16 as it is; widening is for the CPU.
         assert "xbf16>) -> tensor" in text
         block = pass_records(opened.manifest)[-1]
         words = tuple(jax.ShapeDtypeStruct((part.buffer_bytes // 4,), jnp.uint32) for part in block.parts)
-        assert "dot_general" in cuda_text(steps.head_step, endor.Record(words, block.layout), x)
+        head = endor.Record(words, block.layout)
+        assert "dot_general" in cuda_text(steps.head_step, head, x)
+        fold = steps.Fold(jnp.zeros(time, jnp.int32), *(jnp.zeros(time) for _ in range(3)))
+        first = jax.ShapeDtypeStruct((), jnp.int32)
+        assert "exponential" in cuda_text(steps.fold_step, head, x, abstract(fold), first, 320)

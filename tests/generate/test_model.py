@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import endor_jax as endor
-from endor_jax.errors import CorruptCheckpointError, DoesNotFitError, InvalidInputError, StreamError
+from endor_jax.errors import (
+    CorruptCheckpointError,
+    DoesNotFitError,
+    InvalidInputError,
+    OptionError,
+    StreamError,
+)
 from endor_jax.generate.sampling import Sampler
 from tests.generate.budgets import budgets_of_tiers, plan_at
 from tests.tiny_models import END, write_tiny
@@ -80,10 +86,16 @@ def test_the_context_may_be_filled(model, prompt, count):
     assert len(tokens) == count or tokens[-1].id == END
 
 
-@pytest.mark.parametrize(("prompt", "count"), [(1, 290), (128, 163), (290, 1), (5, 0), (5, -1)])
+@pytest.mark.parametrize(("prompt", "count"), [(1, 290), (128, 163), (290, 1)])
 def test_more_than_the_context_is_refused_at_once(model, prompt, count):
     with pytest.raises(InvalidInputError, match="at most 290 in all"):
         model.generate([7] * prompt, max_tokens=count)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_tokens_are_no_generation(model, count):
+    with pytest.raises(OptionError, match=f"max_tokens {count}, expected at least 1"):
+        model.generate([7], max_tokens=count)
 
 
 def test_an_empty_prompt_and_unknown_ids_are_refused(model):

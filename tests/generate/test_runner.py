@@ -7,7 +7,7 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.errors import InvalidInputError
-from endor_jax.generate.runner import advance
+from endor_jax.generate.runner import Feed, advance
 
 # bfloat16 activations: other shapes may sum in another order.
 TOLERANCE = 0.06
@@ -17,8 +17,12 @@ def ids(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 256, count).tolist()
 
 
-def caches(model):
-    return [model._runner.new_cache() for _ in range(model._runner.layers)]
+def caches(model, sequences=1):
+    return model._runner.new_caches(sequences)
+
+
+def advanced(model, state, tokens, *, start):
+    return advance(model._runner, state, [Feed(0, tokens, start)])[0]
 
 
 @pytest.fixture(scope="module", params=["llama", "untied", "opt"])
@@ -32,7 +36,7 @@ def test_a_prompt_in_chunks_equals_scoring_it(model, length):
     sequence = ids(length)
     expected = model.logits([sequence])[0]
     assert expected.shape == (length, model.vocabulary_size)
-    got = advance(model._runner, caches(model), sequence, start=0)
+    got = advanced(model, caches(model), sequence, start=0)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(got, expected[-1], atol=TOLERANCE)
 
@@ -41,7 +45,7 @@ def test_token_by_token_equals_all_at_once(model):
     sequence, state = ids(20), caches(model)
     expected = model.logits([sequence])[0]
     for i, token in enumerate(sequence):
-        got = advance(model._runner, state, [token], start=i)
+        got = advanced(model, state, [token], start=i)
         np.testing.assert_allclose(got, expected[i], atol=TOLERANCE)
 
 
@@ -49,8 +53,8 @@ def test_token_by_token_equals_all_at_once(model):
 def test_a_prompt_in_pieces_equals_the_whole(model, first, second):
     sequence, state = ids(first + second), caches(model)
     expected = model.logits([sequence])[0]
-    advance(model._runner, state, sequence[:first], start=0)
-    got = advance(model._runner, state, sequence[first:], start=first)
+    advanced(model, state, sequence[:first], start=0)
+    got = advanced(model, state, sequence[first:], start=first)
     np.testing.assert_allclose(got, expected[-1], atol=TOLERANCE)
 
 
@@ -58,8 +62,8 @@ def test_a_piece_that_has_no_room_for_padding(model):
     # The cache has 384 positions: a chunk of 128 from 257 on would be written from 256 on instead.
     sequence, state = ids(265), caches(model)
     expected = model.logits([sequence])[0]
-    advance(model._runner, state, sequence[:257], start=0)
-    got = advance(model._runner, state, sequence[257:], start=257)
+    advanced(model, state, sequence[:257], start=0)
+    got = advanced(model, state, sequence[257:], start=257)
     np.testing.assert_allclose(got, expected[-1], atol=TOLERANCE)
 
 
@@ -67,22 +71,21 @@ def test_a_piece_that_has_no_room_for_padding(model):
 def test_decoding_after_prompts_of_every_fill(model, length):
     sequence, state = ids(length + 4), caches(model)
     expected = model.logits([sequence])[0]
-    advance(model._runner, state, sequence[:length], start=0)
+    advanced(model, state, sequence[:length], start=0)
     for i in range(length, length + 4):
-        got = advance(model._runner, state, sequence[i : i + 1], start=i)
+        got = advanced(model, state, sequence[i : i + 1], start=i)
         np.testing.assert_allclose(got, expected[i], atol=TOLERANCE)
 
 
 def test_padding_never_leaks(model):
     """What a padded chunk leaves behind changes no bit of what later tokens see."""
     sequence = ids(150)
-    runner = model._runner
     one, other = caches(model), caches(model)
-    advance(runner, one, sequence[:5], start=0)
-    advance(runner, other, ids(128, seed=9), start=0)  # fills the cache with something else
-    advance(runner, other, sequence[:5], start=0)
+    advanced(model, one, sequence[:5], start=0)
+    advanced(model, other, ids(128, seed=9), start=0)  # fills the cache with something else
+    advanced(model, other, sequence[:5], start=0)
     for i in range(5, 12):
-        got = [advance(runner, state, sequence[i : i + 1], start=i) for state in (one, other)]
+        got = [advanced(model, state, sequence[i : i + 1], start=i) for state in (one, other)]
         np.testing.assert_array_equal(*got)
 
 
@@ -98,10 +101,10 @@ def test_the_context_is_full_or_refused(model):
     with pytest.raises(InvalidInputError, match="got 291 tokens, expected at most 290"):
         model.logits([ids(291)])
     state = caches(model)
-    advance(model._runner, state, ids(289), start=0)
-    advance(model._runner, state, [1], start=289)
+    advanced(model, state, ids(289), start=0)
+    advanced(model, state, [1], start=289)
     with pytest.raises(InvalidInputError, match="got 291 tokens"):
-        advance(model._runner, state, [1], start=290)
+        advanced(model, state, [1], start=290)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""Scoring: logits and losses at every position of given sequences, layer-major, without a cache that stays.
+
+As many sequences as the plan has activations for share a pass over the layers. One layer's cache serves them
+all, one after another: what it still holds of the sequence before lies behind every query of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from endor_jax.arrays import round_up
+from endor_jax.errors import InvalidInputError
+from endor_jax.format.record import Record
+from endor_jax.generate import steps
+from endor_jax.generate.placement import CHUNK
+from endor_jax.generate.runner import Chunk, Runner, apply_layer, check_length, embed
+
+Head = Callable[[Record, int, int, Chunk], object]
+"""(block of vocabulary rows, its first row, sequence, chunk whose x is what the head multiplies)"""
+
+
+def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarray, "batch length vocabulary"]:
+    """Float32 logits at every position of sequences of equal length.
+
+    Raises InvalidInputError for no sequences, empty or too long ones.
+    """
+    check_length(runner, 0, len(sequences[0]) if sequences else 0)
+    vocabulary = runner.embedding.vocabulary
+    logits = np.empty((len(sequences), len(sequences[0]), vocabulary), np.float32)
+
+    def head(record: Record, row: int, sequence: int, chunk: Chunk) -> None:
+        # The last blocks may be padded with rows that are no tokens.
+        block = np.asarray(steps.head_step(record, chunk.x)[0, : chunk.length, : max(vocabulary - row, 0)])
+        first = int(chunk.start[0])
+        logits[sequence, first : first + chunk.length, row : row + block.shape[1]] = block
+
+    for group in _groups(runner, sequences):
+        _pass(runner, sequences, group, head)
+    return logits
+
+
+def losses(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " targets"]]:
+    """Negative log-likelihood of every token but the first of each sequence, given those before it.
+
+    The log-sum-exp is folded over the blocks of the head, in float32: no array has the vocabulary's width for
+    more than one chunk. Raises InvalidInputError for sequences below two tokens, or too long ones.
+    """
+    for ids in sequences:
+        check_length(runner, 0, len(ids))
+        if len(ids) < 2:
+            raise InvalidInputError(
+                "token ids",
+                got="a sequence of one token",
+                expected="at least two",
+                fix="the first token of a sequence has no loss",
+            )
+    result: list[Float[np.ndarray, " targets"]] = []
+    for group in _groups(runner, sequences):
+        folds: dict[tuple[int, int], steps.Fold] = {}
+
+        def head(record: Record, row: int, sequence: int, chunk: Chunk, folds=folds) -> object:
+            first = int(chunk.start[0])
+            fold = folds.get((sequence, first)) or _new_fold(runner, sequences[sequence], first)
+            folds[sequence, first] = steps.fold_step(
+                record,
+                chunk.x,
+                fold,
+                jax.device_put(np.int32(row), runner.device),
+                runner.embedding.vocabulary,
+            )
+            return folds[sequence, first]
+
+        _pass(runner, sequences, group, head)
+        for sequence in group:
+            chunks = [
+                np.asarray(steps.fold_losses(fold)) for (own, _), fold in folds.items() if own == sequence
+            ]
+            result.append(np.concatenate(chunks)[: len(sequences[sequence]) - 1])
+    return result
+
+
+def _new_fold(runner: Runner, ids: Sequence[int], first: int) -> steps.Fold:
+    """An empty fold for the chunk that begins at `first`: each position's target is the token after it."""
+    targets = np.zeros(CHUNK, np.int32)
+    following = ids[first + 1 : first + 1 + CHUNK]
+    targets[: len(following)] = following
+    lowest, zeros = np.full(CHUNK, -np.inf, np.float32), np.zeros(CHUNK, np.float32)
+    return steps.Fold(*jax.device_put((targets, lowest, zeros, zeros), runner.device))
+
+
+def _groups(runner: Runner, sequences: Sequence[Sequence[int]]) -> Iterator[range]:
+    """Indices of successive sequences whose chunks fill the positions that the plan has room for."""
+    first, taken = 0, 0
+    for i, ids in enumerate(sequences):
+        positions = round_up(len(ids), CHUNK)
+        if i > first and taken + positions > runner.shape.positions:
+            yield range(first, i)
+            first, taken = i, 0
+        taken += positions
+    if sequences:
+        yield range(first, len(sequences))
+
+
+def _pass(runner: Runner, sequences: Sequence[Sequence[int]], group: range, head: Head) -> None:
+    """One pass over the layers for some sequences; calls `head` for each of its blocks and every chunk."""
+    batch = {i: embed(runner, sequences[i], 0) for i in group}
+    final: list[None] = []
+    row = 0
+
+    def step(index: int, record: Record) -> object:
+        nonlocal row
+        if index < runner.layers:
+            cache = runner.new_cache()
+            for chunks in batch.values():
+                cache = apply_layer(runner, record, chunks, cache, row=0)
+            return batch[group[-1]][-1].x
+        if not final:
+            for chunks in batch.values():
+                for i, chunk in enumerate(chunks):
+                    x = steps.final_step(runner.decoder, runner.final, chunk.x)
+                    chunks[i] = Chunk(x, chunk.start, chunk.length)
+            final.append(None)
+        result = [head(record, row, i, chunk) for i, chunks in batch.items() for chunk in chunks]
+        row += record["weight"].shape[0]
+        return result
+
+    runner.executor.run(step)
