@@ -1,4 +1,7 @@
-"""Converted, streamed under a small budget, in float32: the tokens and logits of transformers in torch."""
+"""Converted and streamed under the smallest budget, in float32: transformers' tokens and logits.
+
+The variants of Llama are in test_llama_family.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,11 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.errors import MissingDependencyError
+from tests.end_to_end.transformers_models import NEW_TOKENS, reference, save_random, torch, torch_greedy
 from tests.generate.budgets import smallest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.reference
 
-NEW_TOKENS = 40
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -26,58 +26,14 @@ SIZES = {
 }
 LLAMA = {**SIZES, "intermediate_size": 112, "initializer_range": 0.15}
 VARIANTS = {
-    "gqa": ("Llama", {**LLAMA, "num_key_value_heads": 2}),
-    "mqa": ("Llama", {**LLAMA, "num_key_value_heads": 1}),
-    "mha-tied": ("Llama", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
-    "gqa-tied": ("Llama", {**LLAMA, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama": ("Llama", {**LLAMA, "num_key_value_heads": 2}),
+    "llama-tied": ("Llama", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "opt": ("OPT", {**SIZES, "ffn_dim": 112, "word_embed_proj_dim": 64, "init_std": 0.15}),
     "opt-untied": (
         "OPT",
         {**SIZES, "ffn_dim": 112, "word_embed_proj_dim": 64, "init_std": 0.15, "tie_word_embeddings": False},
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of torch and of XLA that wait for each other on two cores take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def save_random(family: str, config: dict, directory: Path) -> Path:
-    """A random model as transformers itself saves it."""
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**config))
-    with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a wrong name
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(directory)
-    return directory
-
-
-def reference(directory: Path):
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-
-
-def torch_greedy(model, prompt: list[int]) -> tuple[list[int], np.ndarray]:
-    """Greedy tokens by transformers' own generate, and its logits for prompt and tokens."""
-    ids = torch.tensor([prompt])
-    generated = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.no_grad():
-        logits = model(generated).logits[0].numpy()
-    return generated[0, len(prompt) :].tolist(), logits
 
 
 def compare(checkpoint: Path, model, prompts: list[list[int]], *, context: int, budget: int) -> float:
@@ -108,7 +64,7 @@ def test_tiny_random_models(tmp_path, variant):
 
 
 def test_an_exported_model_is_the_same_to_transformers(tmp_path):
-    source = save_random(*VARIANTS["gqa"], tmp_path / "source")
+    source = save_random(*VARIANTS["llama"], tmp_path / "source")
     endor.convert(source, tmp_path / "dst")
     endor.export(tmp_path / "dst", tmp_path / "exported")
     ids = torch.arange(3, 40)[None]
