@@ -26,6 +26,7 @@ from endor_jax.sources.brief import brief, brief_text
 from endor_jax.sources.byte_range import read_range
 from endor_jax.sources.gguf_config import generation_config, llama_config
 from endor_jax.sources.gguf_header import GgufHeader, GgufTensor, parse_gguf_header
+from endor_jax.sources.gguf_rope import llama3_scaling
 from endor_jax.sources.gguf_tokenizer import tokenizer_files
 from endor_jax.sources.source import TensorInfo
 
@@ -46,7 +47,7 @@ OTHER_NAMES = {
     "output.weight": "lm_head.weight",
 }
 _LAYER_PATTERN = re.compile(rf"blk\.([0-9]+)\.({'|'.join(LAYER_NAMES)})\.(weight|bias)")
-_ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_DIVISORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def open_gguf(path: Path) -> GgufSource:
     where = str(path)
     config = llama_config(header.metadata, header.tensors.keys(), where=where)
     _check_tensors(gguf, header)
-    _check_rope_factors(header, half=config["head_dim"] // 2)
-    stored_names = {_translate(name, where): name for name in header.tensors if name != _ROPE_FACTORS}
+    config["rope_scaling"] = _rope_scaling(header, config)
+    stored_names = {_translate(name, where): name for name in header.tensors if name != _ROPE_DIVISORS}
     tensors = {
         name: TensorInfo(header.tensors[stored].shape, "float32") for name, stored in stored_names.items()
     }
@@ -213,25 +214,29 @@ def _stored_bytes(tensor: GgufTensor, elements: int, block_bytes: int) -> int:
     return prod(tensor.shape) // elements * block_bytes
 
 
-def _check_rope_factors(header: GgufHeader, *, half: int) -> None:
-    """Llama 3.1 stores its rope scaling as one factor for each of `half` frequencies; all ones means none."""
-    tensor = header.tensors.get(_ROPE_FACTORS)
+def _rope_scaling(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The scaling that metadata state, or the one that stored divisors of frequencies amount to."""
+    stated: dict[str, Any] | None = config["rope_scaling"]
+    tensor = header.tensors.get(_ROPE_DIVISORS)
     if tensor is None:
-        return
+        return stated
+    where, half = f"tensor {_ROPE_DIVISORS!r} of {header.path}", config["head_dim"] // 2
     if tensor.shape != (half,):
         raise InvalidInputError(
-            f"tensor {_ROPE_FACTORS!r} of {header.path}",
+            where,
             got=f"shape {tensor.shape}",
             expected=f"({half},), half the head size",
             fix="the file contradicts itself: fetch it again",
         )
-    if not np.all(_dequantise(header, tensor) == 1.0):
+    found = llama3_scaling(_dequantise(header, tensor), theta=config["rope_theta"], where=where)
+    if stated and found:
         raise UnsupportedError(
-            f"tensor {_ROPE_FACTORS!r} of {header.path}",
-            got="rope scaling factors other than one",
-            expected="none, or all ones",
+            where,
+            got=f"divisors of frequencies beside {stated['rope_type']} scaling",
+            expected="one scaling",
             fix="convert from the Hugging Face safetensors of this model instead",
         )
+    return stated or found
 
 
 def _dequantise(header: GgufHeader, tensor: GgufTensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.sources.brief import brief
+from endor_jax.sources.brief import brief, brief_text
 
 _SIZES = {
     "block_count": "num_hidden_layers",
@@ -17,6 +17,14 @@ _SIZES = {
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
 }
+_ROPE = "llama.rope."
+_ROPE_KEYS = frozenset(
+    {
+        *("dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor"),
+        *("scaling.attn_factor", "scaling.finetuned", "scaling.original_context_length"),
+    }
+)
+"""Keys below `llama.rope.` that are read, or that llama.cpp itself does not use with the kinds read here."""
 _END_KEYS = ("eos", "eot", "eom")  # end of sequence, of turn, of message: generation stops at each
 
 
@@ -121,13 +129,22 @@ def _number(
 
 
 def _rope_scaling(metadata: Mapping[str, Any], *, where: str) -> dict[str, Any] | None:
-    kind = metadata.get("llama.rope.scaling.type", "none")
+    """As llama.cpp reads it: a factor means linear scaling if no kind is stated, nothing if the kind is none."""
+    for key, value in metadata.items():
+        if key.startswith(_ROPE) and key.removeprefix(_ROPE) not in _ROPE_KEYS:
+            raise _unsupported(
+                where, got=f"{brief_text(key)} {brief(value)}", expected="no such key: it may scale positions"
+            )
+    if (scale := metadata.get(f"{_ROPE}scaling.attn_factor", 1.0)) != 1.0:
+        raise _unsupported(where, got=f"{_ROPE}scaling.attn_factor {brief(scale)}", expected="1.0")
+    kind = metadata.get(f"{_ROPE}scaling.type", "linear")
     if kind == "none":
         return None
-    if kind == "linear":
-        factor = _number(metadata, "rope.scaling.factor", float, where=where, default=1.0)
-        return {"rope_type": "linear", "factor": factor}
-    raise _unsupported(where, got=f"rope scaling {brief(kind)}", expected="'none' or 'linear'")
+    if kind != "linear":
+        raise _unsupported(where, got=f"rope scaling {brief(kind)}", expected="'none' or 'linear'")
+    key = "rope.scaling.factor" if f"{_ROPE}scaling.factor" in metadata else "rope.scale_linear"
+    factor = _number(metadata, key, float, where=where, default=1.0)
+    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def _unsupported(where: str, *, got: str, expected: str) -> UnsupportedError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from endor_jax import models
 from endor_jax.errors import UnsupportedError
 from endor_jax.models.rope import Rope, frequencies
 from endor_jax.sources.gguf_rope import llama3_scaling
+from endor_jax.sources.opening import open_source
+from tests.sources.tiny_gguf import HEAD_DIM, hf_tensors, write_gguf
 
 
 def converted(theta: float, head_dim: int, *, factor: float, low=1.0, high=4.0, context=8192) -> np.ndarray:
@@ -52,3 +56,27 @@ def test_divisors_that_cannot_be_are_refused(wrong: float) -> None:
     for divisors in (np.full(32, wrong, np.float32), np.array([1.0, 2.0, wrong], np.float32)):
         with pytest.raises(UnsupportedError, match="another kind"):
             llama3_scaling(divisors, theta=1e4, where="here")
+
+
+def add_divisors(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_freqs.weight", converted(50_000.0, HEAD_DIM, factor=8.0))
+
+
+def test_a_file_with_divisors_has_llama3_scaling(tmp_path: Path) -> None:
+    source = open_source(write_gguf(tmp_path / "a.gguf", hf_tensors(), add_divisors))
+    assert source.config["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert source.tensors.keys() == hf_tensors().keys()
+
+
+def test_divisors_beside_linear_scaling_are_refused(tmp_path: Path) -> None:
+    path = write_gguf(
+        tmp_path / "a.gguf", hf_tensors(), add_divisors, lambda w: w.add_rope_scaling_factor(2.0)
+    )
+    with pytest.raises(UnsupportedError, match=r"rope_freqs\.weight.*beside linear scaling"):
+        open_source(path)

@@ -107,6 +107,21 @@ def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
 
+def test_a_factor_without_a_kind_is_linear_as_in_llama_cpp(tmp_path: Path) -> None:
+    for i, key in enumerate(("llama.rope.scaling.factor", "llama.rope.scale_linear")):
+        path = tmp_path / f"{i}.gguf"
+        source = open_source(write_gguf(path, hf_tensors(), lambda w, key=key: w.add_float32(key, 2.0)))
+        assert source.config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+
+
+def test_a_factor_of_kind_none_means_nothing(tmp_path: Path) -> None:
+    def scaled(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(4.0)
+
+    assert open_source(write_gguf(tmp_path / "a.gguf", hf_tensors(), scaled)).config["rope_scaling"] is None
+
+
 def test_rope_factors_of_one_mean_nothing(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "tiny.gguf",
@@ -122,6 +137,8 @@ REFUSED = {
         "rope_freqs",
     ),
     "experts": (lambda w: w.add_expert_count(8), "8 experts"),
+    "unknown rope key": (lambda w: w.add_float32("llama.rope.scaling.alpha", 2.0), "scaling.alpha 2.0"),
+    "attention factor": (lambda w: w.add_rope_scaling_attn_factors(0.5), "attn_factor 0.5"),
     "yarn": (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "yarn"),
     "partial rotation": (lambda w: w.add_rope_dimension_count(4), "rope.dimension_count 4"),
     "narrow values": (lambda w: w.add_value_length(4), "value_length 4"),
@@ -175,6 +192,10 @@ def test_missing_metadata_is_named(tmp_path: Path) -> None:
 CONTRADICTIONS = {
     "rows of the query": (lambda w: w.add_key_length(10), r"q_proj\.weight.*got 32 rows, expected 40"),
     "alignment": (lambda w: w.add_uint32("general.alignment", 0), "general.alignment 0"),
+    "rope divisors": (
+        lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)),
+        r"rope_freqs.*got shape \(3,\), expected \(4,\)",
+    ),
     "factor": (
         lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), w.add_rope_scaling_factor(0.0)),
         "factor 0.0.*positive float",
