@@ -129,7 +129,7 @@ def _number(
 
 
 def _rope_scaling(metadata: Mapping[str, Any], *, where: str) -> dict[str, Any] | None:
-    """As llama.cpp reads it: a factor means linear scaling if no kind is stated, nothing if the kind is none."""
+    """As llama.cpp reads it: a factor is linear scaling if no kind is stated, nothing if the kind is none."""
     for key, value in metadata.items():
         if key.startswith(_ROPE) and key.removeprefix(_ROPE) not in _ROPE_KEYS:
             raise _unsupported(
