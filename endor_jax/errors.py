@@ -45,6 +45,18 @@ class DestinationExistsError(EndorError, FileExistsError):
     """Something is already at the place to be written."""
 
 
+class DestinationBusyError(EndorError, BlockingIOError):
+    """Another process is writing at the place to be written."""
+
+
+class ResumeError(EndorError, ValueError):
+    """What was interrupted cannot be gone on with: source, settings or version are others now."""
+
+
+class StorageError(EndorError, OSError):
+    """A file system has no room for what is to be written, or refuses it."""
+
+
 class CorruptCheckpointError(EndorError, ValueError):
     """Bytes on disk differ from what the manifest promises."""
 

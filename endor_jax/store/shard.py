@@ -1,0 +1,59 @@
+"""The data file of a part, written with plain writes: byte for byte what TensorStore would write.
+
+A zarr3 shard with its index at the end (zarr specification v3, codec `sharding_indexed`): inner chunks in
+order, the last one padded with zeros; for each chunk where it starts and how long it is, as two uint64; the
+crc32c of that index. TensorStore copies every chunk first, in memory that its threads' malloc keeps, so that
+no bound could be told for a conversion; and it has no error class for a full disk.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from endor_jax.arrays import round_up
+
+_CASTAGNOLI = 0x82F63B78
+"""The polynomial of crc32c, bits reversed (RFC 3720, appendix B.4)."""
+
+
+def write_shard(path: Path, data: np.ndarray, chunk_bytes: int) -> None:
+    """Writes a (n,) uint8 array as a shard of chunks of `chunk_bytes`, durably; it appears by rename.
+
+    Raises OSError.
+    """
+    padded = round_up(data.shape[0], chunk_bytes)
+    starts = np.arange(0, padded, chunk_bytes)
+    index = np.stack([starts, np.full_like(starts, chunk_bytes)], axis=1).astype("<u8").tobytes()
+    rest = bytes(padded - data.shape[0]) + index + crc32c(index).to_bytes(4, "little")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb", buffering=0) as file:
+        for block in (data.data, memoryview(rest)):
+            while block:
+                block = block[file.write(block) :]  # Linux takes at most 2 GiB at once
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    for directory in (path.parent, path.parent.parent):  # the rename, and the directory it happened in
+        sync_directory(directory)
+
+
+def crc32c(data: bytes) -> int:
+    """The crc32c of a few bytes, bit by bit: an index has 16 for every chunk of up to 16 MiB."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (_CASTAGNOLI if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames and removals in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
