@@ -7,7 +7,7 @@ in its parts (docs/format.md, "Part").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,21 +64,32 @@ class EncodedMatrix:
 
 
 def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> EncodedMatrix:
-    """Encodes (rows, columns) element bits, in the unsigned dtype of `number`."""
+    """Encodes (rows, columns) element bits, in the unsigned dtype of `number`.
+
+    Fields are packed as they come: what is held besides the pieces themselves is one block.
+    """
     rows, columns = bits.shape
-    step = block_rows(columns)
-    blocks = [_encode_rows(bits[row : row + step], codec, number) for row in range(0, rows, step)]
-    stored, counts, bases, values, escaped = zip(*blocks, strict=True)
-    width = codec.field_bits(number)
-    escape_index = np.concatenate(
-        [index + row * columns for index, row in zip(escaped, range(0, rows, step), strict=True)]
-    )
+    step, width = block_rows(columns), codec.field_bits(number)
+    stored, counts, bases, stream, escaped = [], [], [], [], []
+    rest = np.zeros(0, number.unsigned)
+    for row in range(0, rows, step):
+        words, count, base, values, index = _encode_rows(bits[row : row + step], codec, number)
+        stored.append(words)
+        counts.append(count)
+        bases.append(base)
+        escaped.append((index + row * columns).astype(np.uint32))
+        values = np.concatenate([rest, values])
+        whole = values.shape[0] - values.shape[0] % fields.WORD_BITS  # 32 fields end on a whole word
+        stream.append(fields.pack(values[:whole], width))
+        rest = values[whole:].copy()
+    stream.append(fields.pack(rest, width))
+    escape_index = np.concatenate(escaped)
     return EncodedMatrix(
         bitmap=np.concatenate(stored) if codec.bitmap else None,
         counts=np.concatenate(counts),
         bases=np.concatenate(bases) if codec.kind == "packed" else None,
-        stream=fields.pack(np.concatenate(values), width),
-        escape_index=escape_index.astype(np.uint32),
+        stream=np.concatenate(stream),
+        escape_index=escape_index,
         escape_bits=bits.reshape(-1)[escape_index],
         nonzero=int(np.count_nonzero(bits)),
     )
@@ -121,6 +132,18 @@ def _encode_rows(bits: np.ndarray, codec: Codec, number: FloatFormat) -> tuple[n
 
 
 @dataclass(frozen=True)
+class EncodedPart:
+    """One part of a record, (words,) uint32, and what was counted in it: tensor name -> TensorStats.
+
+    escapes: length of the escape list of every tensor stored as fields.
+    """
+
+    words: np.ndarray
+    stats: dict[str, TensorStats]
+    escapes: dict[str, int]
+
+
+@dataclass(frozen=True)
 class EncodedRecord:
     """The parts of one record, each (words,) uint32, and what was counted: tensor name -> TensorStats."""
 
@@ -135,25 +158,43 @@ def encode_record(layout: RecordLayout, arrays: Mapping[str, np.ndarray]) -> Enc
 
     Raises UnsupportedError if a part would reach 2^32 bits.
     """
+    parts = [encode_part(layout, arrays, part) for part in range(layout.parts)]
+    stats, escapes = counts_of([(part.stats, part.escapes) for part in parts])
+    return EncodedRecord(tuple(part.words for part in parts), stats, escapes)
+
+
+Counts = tuple[Mapping[str, TensorStats], Mapping[str, int]]
+"""What was counted in a part: statistics and escapes by tensor."""
+
+
+def counts_of(parts: Sequence[Counts]) -> tuple[dict[str, TensorStats], dict[str, int]]:
+    """What was counted in a record: the sums of its parts' statistics, their longest escape lists."""
     stats: dict[str, TensorStats] = {}
     escapes: dict[str, int] = {}
-    parts = []
-    for part in range(layout.parts):
-        pieces: dict[str, EncodedMatrix] = {}
-        for name, tensor in layout.tensors:
-            if isinstance(tensor, DenseLayout):
-                if part == 0:
-                    stats[name] = _dense_stats(arrays[name], tensor)
-                continue
-            rows, columns = matrix_shape(tensor.shape)
-            first, last = min(part * tensor.rows, rows), min((part + 1) * tensor.rows, rows)
-            bits = bits_of(arrays[name]).reshape(rows, columns)[first:last]
-            pieces[name] = _encode_share(bits, tensor)
-            counted = _field_stats(pieces[name], tensor, bits.size)
-            stats[name] = stats[name] + counted if name in stats else counted
-            escapes[name] = max(escapes.get(name, 0), counted.escapes)
-        parts.append(_assemble(layout, pieces, arrays))
-    return EncodedRecord(tuple(parts), stats, escapes)
+    for counted, listed in parts:
+        for name, its in counted.items():
+            stats[name] = stats[name] + its if name in stats else its
+        for name, count in listed.items():
+            escapes[name] = max(escapes.get(name, 0), count)
+    return stats, escapes
+
+
+def encode_part(layout: RecordLayout, arrays: Mapping[str, np.ndarray], part: int) -> EncodedPart:
+    """Encodes part number `part` of a layer. Raises UnsupportedError if it would reach 2^32 bits."""
+    stats: dict[str, TensorStats] = {}
+    pieces: dict[str, EncodedMatrix] = {}
+    for name, tensor in layout.tensors:
+        if isinstance(tensor, DenseLayout):
+            if part == 0:
+                stats[name] = _dense_stats(arrays[name], tensor)
+            continue
+        rows, columns = matrix_shape(tensor.shape)
+        first, last = min(part * tensor.rows, rows), min((part + 1) * tensor.rows, rows)
+        bits = bits_of(arrays[name]).reshape(rows, columns)[first:last]
+        pieces[name] = _encode_share(bits, tensor)
+        stats[name] = _field_stats(pieces[name], tensor, bits.size)
+    escapes = {name: piece.escape_index.shape[0] for name, piece in pieces.items()}
+    return EncodedPart(_assemble(layout, pieces, arrays), stats, escapes)
 
 
 def _encode_share(bits: np.ndarray, layout: FieldLayout) -> EncodedMatrix:
@@ -182,9 +223,12 @@ def _encode_share(bits: np.ndarray, layout: FieldLayout) -> EncodedMatrix:
 
 
 def _assemble(
-    layout: RecordLayout, pieces: Mapping[str, EncodedMatrix], arrays: Mapping[str, np.ndarray]
+    layout: RecordLayout, pieces: dict[str, EncodedMatrix], arrays: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """Lays the pieces of one part out: header and sections, then streams, then escapes, then padding."""
+    """Lays the pieces of one part out: header and sections, then streams, then escapes, then padding.
+
+    Takes each piece out of `pieces` once it has its place.
+    """
     cursor = layout.streams_start
     stream_at: dict[str, int] = {}
     escapes_at: dict[str, int] = {}
@@ -209,7 +253,7 @@ def _assemble(
         if isinstance(tensor, DenseLayout):
             _put(part, tensor.data, arrays[name])
             continue
-        piece = pieces[name]
+        piece = pieces.pop(name)
         count = piece.escape_index.shape[0]
         part[tensor.header : tensor.header + 2] = escapes_at[name], count
         if tensor.bitmap is not None and piece.bitmap is not None:
