@@ -27,6 +27,24 @@ VARIANTS = {
         "Llama",
         {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rms_norm_eps": 1e-5},
     ),
+    "llama-linear": (
+        "Llama",
+        {**LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    ),
+    "llama-llama3": (
+        "Llama",
+        {
+            **LLAMA,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 24,
+            },
+        },
+    ),
     "opt": ("OPT", OPT),
     "opt-untied": ("OPT", {**OPT, "tie_word_embeddings": False}),
 }
