@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from endor_jax.cli.main import app
 from endor_jax.errors import EndorError
 from endor_jax.generate.sampling import Sampler
 from endor_jax.sources import gguf
+from endor_jax.store.journal import Journal
 from tests.tiny_models import write_tiny
 
 TROUBLE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
@@ -71,6 +73,35 @@ def corrupt_checkpoint(directory: Path) -> None:
         checkpoint.read_record(checkpoint.manifest.record("layers.0"))
 
 
+def destination_busy(directory: Path) -> None:
+    (directory / "model.endor").mkdir()
+    journal = Journal(directory / "model.endor")
+    try:
+        checkpoint_in(directory)
+    finally:
+        journal.close()
+
+
+def resumed_otherwise(directory: Path) -> None:
+    source, destination = write_tiny(directory / "source"), directory / "model.endor"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if len(list(destination.glob("parts/*"))) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        endor.convert(source, destination, prune="magnitude", sparsity=0.5, progress=interrupt)
+    endor.convert(source, destination, prune="magnitude", sparsity=0.3)
+
+
+def full(directory: Path) -> None:
+    fields = list(os.statvfs(directory))
+    fields[3] = fields[4] = 40  # f_bfree, f_bavail: blocks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+        checkpoint_in(directory)
+
+
 def missing_dependency(directory: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "gguf", None)
@@ -95,6 +126,9 @@ RAISERS: dict[str, Callable[[Path], object]] = {
     "NotFoundError": lambda directory: endor.load(directory / "nothing"),
     "IncompleteCheckpointError": incomplete_checkpoint,
     "DestinationExistsError": lambda directory: endor.convert(directory / "source", checkpoint_in(directory)),
+    "DestinationBusyError": destination_busy,
+    "ResumeError": resumed_otherwise,
+    "StorageError": full,
     "CorruptCheckpointError": corrupt_checkpoint,
     "DoesNotFitError": lambda directory: endor.load(
         checkpoint_in(directory), device_memory="1MiB", host_memory="1MiB"
@@ -111,8 +145,8 @@ def normalised(message: str, directory: Path) -> str:
 
 
 def without_figures(message: str) -> str:
-    """What a plan needs changes with the code: only the words are compared."""
-    return re.sub(r"[\d.,]+ [KMG]?i?B|\([\d,]+ bytes\)", "N", message)
+    """What a plan needs changes with the code, and free space with the day: only the words are compared."""
+    return re.sub(r"[\d.,]+ [KMG]?i?B\b|[\d,]{4,}", "N", message)
 
 
 def test_every_error_class_has_a_section() -> None:
@@ -166,6 +200,7 @@ def test_the_command_line_ends_with_the_code(name: str, tmp_path: Path) -> None:
 
 def test_every_option_that_it_names_exists() -> None:
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = {name for command in commands for parameter in command.params for name in parameter.opts}
+    parameters = [parameter for command in commands for parameter in command.params]
+    known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "--local-dir"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TROUBLE)) <= known
