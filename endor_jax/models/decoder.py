@@ -6,10 +6,10 @@ their parameters only; `start`, one position per sequence, is data. So one compi
 and every position, for each shape of x: one token when decoding, a chunk when a prompt is read. The output
 head is outside: the caller multiplies x by blocks of vocabulary rows.
 
-Dtypes may be mixed. x and the cache have the dtype of the embedding rows throughout, and every parameter keeps
-its own: a product sums in float32 and is rounded to x's dtype, a norm is float32 inside, a bias is cast to x's
-dtype. transformers instead casts all parameters to one dtype when it loads them; where they already have one,
-the two are the same.
+Dtypes may be mixed. x and the cache have the dtype of the embedding rows throughout, and every parameter
+keeps its own: a product sums in float32 and is rounded to x's dtype, a norm is float32 inside, a bias is cast
+to x's dtype. transformers instead casts all parameters to one dtype when it loads them; where they already
+have one, the two are the same.
 """
 
 from __future__ import annotations
