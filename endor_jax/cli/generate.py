@@ -1,28 +1,46 @@
-"""`endor generate`: text from a checkpoint, as it comes."""
+"""`endor generate`: text from a checkpoint, as it comes, or the answers to a file of prompts."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
 from endor_jax.cli.plan import plan_values
+from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
 if TYPE_CHECKING:
-    from endor_jax.generate.model import Model
+    from endor_jax.cli.batch_file import Prompt
+    from endor_jax.generate.continuation import Wishes
+    from endor_jax.generate.model import Completion, Model
     from endor_jax.generate.statistics import Statistics
 
 
 def command(
     checkpoint: Checkpoint,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 100,
-    temp: Annotated[float, typer.Option(help="Temperature; 0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    temp: Temp = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")] = None,
+    batch_file: Annotated[
+        str | None,
+        typer.Option(help='Prompts, a JSON object per line with "prompt" or "messages"; answers likewise.'),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Of a batch file: prompts that pass through the layers together.")
+    ] = 8,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     ignore_chat_template: Annotated[
@@ -33,26 +51,93 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Generate text. Chat models get the prompt in their chat template."""
+    from endor_jax.cli.batch_file import read_prompts
+    from endor_jax.errors import OptionError
+    from endor_jax.generate.continuation import wishes_for
     from endor_jax.generate.model import load
     from endor_jax.generate.sampling import Sampler
 
     output = Output(as_json, quiet, verbose)
-    sampler = Sampler(temperature=temp, top_p=top_p, seed=seed)
-    text = _text(prompt)
-    with load(checkpoint, device_memory=device_memory, host_memory=host_memory, context=context) as model:
+    if (prompt is None) == (batch_file is None):
+        raise OptionError(
+            "generate",
+            got="neither --prompt nor --batch-file" if prompt is None else "--prompt and --batch-file",
+            expected="one of them",
+            fix='say -p "Once upon a time"',
+        )
+    sampler = Sampler(
+        temperature=temp,
+        top_p=top_p,
+        seed=seed,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    wishes = wishes_for(max_tokens, sampler, stop or ())
+    prompts = None if batch_file is None else read_prompts(batch_file)
+    text = "" if prompt is None else _text(prompt)
+    sequences = 1 if prompts is None else min(batch_size, len(prompts))
+    with load(
+        checkpoint, device_memory=device_memory, host_memory=host_memory, context=context, batch=sequences
+    ) as model:
         output.detail(repr(model.plan))
-        ids = prompt_ids(model, text, ignore_chat_template=ignore_chat_template)
-        tokens = []
-        for token in model.generate(ids, max_tokens=max_tokens, sampler=sampler):
-            output.text(token.text)
-            tokens.append(token)
-        output.text("\n")
+        if prompts is None:
+            result = _one(model, text, wishes, output, as_it_is=ignore_chat_template)
+        else:
+            result = _batch(model, prompts, wishes, output, as_it_is=ignore_chat_template)
         assert model.statistics is not None
         if as_json:
-            generated = {"text": "".join(t.text for t in tokens), "token_ids": [t.id for t in tokens]}
-            output.json(generated | statistics_values(model.statistics) | {"plan": plan_values(model.plan)})
+            output.json(result | statistics_values(model.statistics) | {"plan": plan_values(model.plan)})
         else:
-            output.notes.print(_summary(model.statistics), style="dim")
+            output.notes.print(summary(model.statistics), style="dim")
+
+
+def _one(model: Model, text: str, wishes: Wishes, output: Output, *, as_it_is: bool) -> dict[str, Any]:
+    """Prints the text as it comes; what `--json` says about it."""
+    ids = prompt_ids(model, text, ignore_chat_template=as_it_is)
+    tokens = []
+    for token in model.generate(ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop):
+        output.text(token.text)
+        tokens.append(token)
+    output.text("\n")
+    return {
+        "text": "".join(token.text for token in tokens),
+        "token_ids": [token.id for token in tokens],
+        "finish_reason": tokens[-1].finish_reason,
+    }
+
+
+def _batch(
+    model: Model, prompts: list[Prompt], wishes: Wishes, output: Output, *, as_it_is: bool
+) -> dict[str, Any]:
+    """Prints an answer per line, in the order of the prompts; what `--json` says about them."""
+    ids = [_ids(model, prompt, as_it_is=as_it_is) for prompt in prompts]
+    done: dict[int, dict[str, Any]] = {}
+    printed = 0
+    with output.progress() as progress:
+        progress("generating", 0, len(prompts))
+        for index, completion in model.complete_batch(
+            ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop
+        ):
+            done[index] = _answer(prompts[index], completion)
+            while printed in done and not output.as_json:
+                output.line(json.dumps(done[printed], ensure_ascii=False))
+                printed += 1
+            progress("generating", len(done), len(prompts))
+    return {"completions": [done[index] for index in range(len(prompts))]}
+
+
+def _answer(prompt: Prompt, completion: Completion) -> dict[str, Any]:
+    return {"id": prompt.id} | {
+        name: value for name, value in asdict(completion).items() if name != "statistics"
+    }
+
+
+def _ids(model: Model, prompt: Prompt, *, as_it_is: bool) -> list[int] | str:
+    if prompt.messages is not None:
+        return model.chat_ids(prompt.messages)
+    assert prompt.text is not None
+    return prompt_ids(model, prompt.text, ignore_chat_template=as_it_is)
 
 
 def _text(prompt: str) -> str:
@@ -71,19 +156,17 @@ def _text(prompt: str) -> str:
 
 def prompt_ids(model: Model, text: str, *, ignore_chat_template: bool) -> list[int] | str:
     """The prompt as one user turn of the model's chat template, if it has one and it is wanted."""
-    from endor_jax.text import render
-
     tokenizer = model.tokenizer
     if tokenizer is None or tokenizer.chat_template is None or ignore_chat_template:
         return text
-    chat = render(tokenizer, [{"role": "user", "content": text}])
-    return tokenizer.encode(chat, add_special=False)
+    return model.chat_ids([{"role": "user", "content": text}])
 
 
 def statistics_values(statistics: Statistics) -> dict[str, Any]:
     """Statistics as JSON."""
     return {
         "prompt_tokens": statistics.prompt_tokens,
+        "cached_tokens": statistics.cached_tokens,
         "prompt_tokens_per_second": statistics.prompt_tokens_per_second,
         "generation_tokens_per_second": statistics.generation_tokens_per_second,
         "bytes_read": statistics.bytes_read,
@@ -93,7 +176,8 @@ def statistics_values(statistics: Statistics) -> dict[str, Any]:
     }
 
 
-def _summary(statistics: Statistics) -> str:
+def summary(statistics: Statistics) -> str:
+    """Statistics in a line."""
     from endor_jax.streaming.sizes import format_size
 
     return (

@@ -41,10 +41,14 @@ def wishes_for(max_tokens: int, sampler: Sampler | None, stop: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token. `text` is what became certain with it; empty while a character is incomplete."""
+    """A generated token. `text` is what became certain with it; empty while a character is incomplete.
+
+    finish_reason: of the last token, why it is the last.
+    """
 
     id: int
     text: str
+    finish_reason: FinishReason | None = None
 
 
 class Continuation:
@@ -95,7 +99,7 @@ class Continuation:
         text = self._text(token)
         if self._stops.stopped:  # the text ends before the stop string, whatever else would end it
             self.finish_reason = "stop"
-        return Token(token, text)
+        return Token(token, text, self.finish_reason)
 
     def _text(self, token: int) -> str:
         if self._decoder is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from endor_jax.generate.placement import CHUNK, geometry, plan_model
 from endor_jax.generate.runner import Runner
 from endor_jax.generate.sampling import Sampler
 from endor_jax.generate.scoring import losses, score
-from endor_jax.generate.session import Session, check_room
+from endor_jax.generate.session import Session, chat_ids, check_room
 from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.reader import Checkpoint
 from endor_jax.store.writer import PARTS
@@ -126,6 +127,14 @@ class Model:
         """A conversation whose history stays in a cache of its own, beyond what the plan counts for one."""
         return Session(self._runner, self.tokenizer)
 
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, up to where the answer begins.
+
+        messages: {"role", "content"} objects. Raises InvalidInputError without a tokenizer or a template, or
+        for messages that the template refuses.
+        """
+        return chat_ids(self.tokenizer, messages)
+
     def logits(
         self, token_ids: Sequence[Sequence[int]] | np.ndarray
     ) -> Float[np.ndarray, "batch length vocabulary"]:
@@ -163,16 +172,18 @@ class Model:
         return max(1, self._runner.shape.positions // round_up(length, CHUNK))
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
-        if not isinstance(prompt, str):
-            return _integers(prompt)
+        return self.encode(prompt) if isinstance(prompt, str) else _integers(prompt)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. Raises InvalidInputError without a tokenizer."""
         if self.tokenizer is None:
             raise InvalidInputError(
                 f"checkpoint {self._checkpoint.path}",
-                got="a text prompt",
+                got="a text",
                 expected="token ids, because there is no tokenizer.json",
                 fix="put tokenizer.json beside the source and convert again, or pass ids",
             )
-        return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode(text)
 
     def close(self) -> None:
         """Stops reading and frees the weights. Idempotent."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from endor_jax.errors import InvalidInputError, StreamError
 from endor_jax.generate.continuation import Continuation, Token, Wishes, wishes_for
@@ -49,7 +50,7 @@ class Session:
         when the conversation fills the context.
         """
         asked = {"role": "user", "content": text}
-        ids = self.chat_ids([*self.messages, asked])
+        ids = chat_ids(self._tokenizer, [*self.messages, asked])
         most = max(self.room - len(ids), 1) if max_tokens is None else max_tokens
         return self._remembered(asked, self.generate(ids, wishes_for(most, sampler, stop)))
 
@@ -59,17 +60,6 @@ class Session:
         for token in tokens:
             answer["content"] += token.text
             yield token
-
-    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the next answer begins."""
-        if self._tokenizer is None:
-            raise InvalidInputError(
-                "chat",
-                got="a checkpoint without a tokenizer",
-                expected="tokenizer.json and a chat template",
-                fix="put the tokenizer's files beside the source and convert again",
-            )
-        return self._tokenizer.encode(render(self._tokenizer, messages), add_special=False)
 
     def generate(self, ids: Sequence[int], wishes: Wishes) -> Iterator[Token]:
         """Yields the tokens that follow `ids`, of which what the cache holds is not computed again.
@@ -107,6 +97,21 @@ class Session:
                 meter.token_pass(1, seconds)
             self.statistics = meter.statistics
             yield token
+
+
+def chat_ids(tokenizer: Tokenizer | None, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Token ids of a conversation, up to where the next answer begins.
+
+    Raises InvalidInputError without a tokenizer or a chat template, or for messages that it refuses.
+    """
+    if tokenizer is None:
+        raise InvalidInputError(
+            "chat",
+            got="a checkpoint without a tokenizer",
+            expected="tokenizer.json and a chat template",
+            fix="put the tokenizer's files beside the source and convert again",
+        )
+    return tokenizer.encode(render(tokenizer, messages), add_special=False)
 
 
 def check_room(runner: Runner, prompt_tokens: int, max_tokens: int) -> None:

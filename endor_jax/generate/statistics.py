@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import dataclass
 
+from endor_jax.memory import peak_host_bytes
 from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.transfer import Device
 
@@ -83,17 +82,6 @@ class Meter:
             peak_host_bytes=peak_host_bytes(),
             peak_device_bytes=peak_device_bytes(self._device),
         )
-
-
-def peak_host_bytes() -> int:
-    """Peak resident memory of this process so far."""
-    try:
-        with open("/proc/self/status") as file:
-            # ru_maxrss would do, but it survives exec: a child would report its parent's peak.
-            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    except FileNotFoundError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_device_bytes(device: Device) -> int | None:

@@ -15,6 +15,7 @@ from tests.generate.budgets import smallest
 GENERATE_KEYS = {
     *("text", "token_ids", "prompt_tokens", "prompt_tokens_per_second", "generation_tokens_per_second"),
     *("bytes_read", "bytes_transferred", "peak_device_bytes", "peak_host_bytes", "plan"),
+    *("cached_tokens", "finish_reason"),
 }
 INFO_KEYS = {
     *("layers", "parameters", "dense_bytes", "stored_bytes", "ratio", "sparsity", "signatures", "tensors"),
