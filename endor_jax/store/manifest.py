@@ -8,24 +8,39 @@ codecs by the rule in docs/format.md.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from endor_jax.errors import CorruptCheckpointError, EndorError, NotFoundError, UnsupportedError
-from endor_jax.format.encode import with_escapes
+from endor_jax.arrays import round_up
+from endor_jax.errors import (
+    CorruptCheckpointError,
+    EndorError,
+    IncompleteCheckpointError,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from endor_jax.format.encode import escape_words, with_escapes
 from endor_jax.format.layout import SEGMENT, FieldLayout, RecordLayout, TensorSpec, plan_layout
 from endor_jax.format.stats import TensorStats
 from endor_jax.format.tree import Shape
 from endor_jax.format.values import parse_codec
 from endor_jax.store.digest import digest_json
+from endor_jax.store.files import read_bytes
+from endor_jax.store.manifest_schema import check_schema
+from endor_jax.store.part import METADATA_FILE, PAGE_BYTES, chunk_bytes_for
 
 MANIFEST_FILE = "endor.json"
 JOURNAL_FILE = "endor.journal"
 """What a writer keeps while it works, and removes once the manifest is written."""
 FORMAT_VERSION = 1
+MOST_SIZE_CLASSES = 4
+PARTS = "parts"
+"""The directory that a writer puts the parts of records into."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +112,19 @@ class Manifest:
         return self.signatures[record.signature].layout
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of all records, in order."""
+        return tuple(part for record in self.records for part in record.parts)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all parts."""
         return sum(record.stored_bytes for record in self.records)
 
 
-def size_classes(lengths: Sequence[int], *, most: int = 4, slack: float = 1.05) -> tuple[int, ...]:
+def size_classes(
+    lengths: Sequence[int], *, most: int = MOST_SIZE_CLASSES, slack: float = 1.05
+) -> tuple[int, ...]:
     """Buffer sizes, ascending, such that padding every length to the next one costs at most 5 %.
 
     As few as possible, at most `most`: every class is one more compilation of the step. Each class is the
@@ -138,19 +160,22 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _layout_to_json(layout: RecordLayout) -> dict[str, Any]:
-    def tensor(name: str) -> dict[str, Any]:
-        place = layout[name]
+    tensors = []
+    for name, place in layout.tensors:
         codec, escapes = (
             (place.codec.name, place.escape_capacity) if isinstance(place, FieldLayout) else (None, 0)
         )
-        return {"name": name, "shape": place.shape, "dtype": place.dtype, "codec": codec, "escapes": escapes}
-
-    return {"parts": layout.parts, "segment": SEGMENT, "tensors": [tensor(name) for name in layout.names]}
+        tensors.append(
+            {"name": name, "shape": place.shape, "dtype": place.dtype, "codec": codec, "escapes": escapes}
+        )
+    return {"parts": layout.parts, "segment": SEGMENT, "tensors": tensors}
 
 
 def _layout_from_json(value: Mapping[str, Any]) -> RecordLayout:
     specs = {
-        t["name"]: TensorSpec(tuple(t["shape"]), t["dtype"], t["codec"] and parse_codec(t["codec"]))
+        t["name"]: TensorSpec(
+            tuple(t["shape"]), t["dtype"], None if t["codec"] is None else parse_codec(t["codec"])
+        )
         for t in value["tensors"]
     }
     if value["segment"] != SEGMENT:
@@ -162,66 +187,115 @@ def _layout_from_json(value: Mapping[str, Any]) -> RecordLayout:
 def from_json(value: Any, where: str) -> Manifest:
     """The manifest of a JSON object; `where` names its file in errors.
 
-    Raises UnsupportedError for a newer format version, CorruptCheckpointError for anything that is not what
-    `to_json` writes.
+    Raises UnsupportedError for an intact manifest of another format version, CorruptCheckpointError for
+    anything that is not what `to_json` gives.
     """
     if not isinstance(value, dict) or value.get("format") != "endor":
         raise _corrupt(where, "something else", "the manifest of an endor checkpoint")
-    if value.get("format_version") != FORMAT_VERSION:
+    body = {key: item for key, item in value.items() if key != "digest"}
+    try:
+        # Before the version: a digit that has flipped there is damage, no release of ours.
+        intact = digest_json(body) == value.get("digest")
+    except RecursionError as error:
+        raise _corrupt(where, "JSON nested too deep", "the fields of docs/format.md") from error
+    if not intact:
+        raise _corrupt(where, "a manifest whose digest does not match", "the bytes that were written")
+    version = body.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise UnsupportedError(
             where,
-            got=f"format version {value.get('format_version')}",
+            got=f"format version {version!r:.40}",
             expected=f"version {FORMAT_VERSION}",
             fix="use the endor_jax release that wrote it, or a newer one",
         )
-    body = {key: item for key, item in value.items() if key != "digest"}
-    if digest_json(body) != value.get("digest"):
-        raise _corrupt(where, "a manifest whose digest does not match", "the bytes that were written")
     try:
-        records = tuple(
-            StoredRecord(
-                r["name"],
-                r["signature"],
-                tuple(Part(**(p | {"digests": tuple(p["digests"])})) for p in r["parts"]),
-                {name: TensorStats(**stats) for name, stats in r["stats"].items()},
-            )
-            for r in body["records"]
+        check_schema(body)
+        return _build(body)
+    except (ValueError, TypeError, RecursionError, UnicodeError) as error:
+        raise _corrupt(where, str(error), "the fields of docs/format.md") from error
+
+
+def _build(body: Mapping[str, Any]) -> Manifest:
+    """The manifest of members that `check_schema` passed. Raises ValueError if they contradict each other."""
+    records = tuple(
+        StoredRecord(
+            r["name"],
+            r["signature"],
+            tuple(Part(**(p | {"digests": tuple(p["digests"])})) for p in r["parts"]),
+            {name: TensorStats(**stats) for name, stats in r["stats"].items()},
         )
-        signatures = tuple(Signature(_layout_from_json(s), s["tree"]) for s in body["signatures"])
-        for record in records:
-            if not 0 <= record.signature < len(signatures):
-                raise ValueError(f"record {record.name} has signature {record.signature}")
-            _check_record(record, signatures[record.signature].layout)
-        for name in body["files"]:
-            _check_inside(name)
-        return Manifest(signatures, records, body["model"], body["files"], body["made"])
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise _corrupt(where, f"{type(error).__name__}: {error}", "the fields of docs/format.md") from error
+        for r in body["records"]
+    )
+    signatures = tuple(Signature(_layout_from_json(s), s["tree"]) for s in body["signatures"])
+    groups: list[list[StoredRecord]] = [[] for _ in signatures]
+    for record in records:
+        if record.signature >= len(signatures):
+            raise ValueError(f"record {record.name!r} has signature {record.signature}")
+        groups[record.signature].append(record)
+        _check_record(record, signatures[record.signature].layout, body["files"])
+    paths = [part.path for record in records for part in record.parts]
+    if len({record.name for record in records}) < len(records) or len(set(paths)) < len(paths):
+        raise ValueError("two records have one name, or two parts one path")
+    for signature, group in zip(signatures, groups, strict=True):
+        _check_group(signature.layout, group)
+    return Manifest(signatures, records, body["model"], body["files"], body["made"])
 
 
-def _check_record(record: StoredRecord, layout: RecordLayout) -> None:
-    """Raises ValueError unless the parts of a record can be what its layout says, inside the checkpoint."""
+def _check_record(record: StoredRecord, layout: RecordLayout, files: Mapping[str, str]) -> None:
+    """Raises ValueError unless the parts and counts of a record can be what its layout says."""
     if len(record.parts) != layout.parts or set(record.stats) != set(layout.names):
-        raise ValueError(f"record {record.name} does not have the parts and tensors of its signature")
+        raise ValueError(f"record {record.name!r} does not have the parts and tensors of its signature")
     for part in record.parts:
-        _check_inside(part.path)
-        if not 4 * layout.streams_start < part.length_bytes <= part.buffer_bytes or part.buffer_bytes % 4:
-            raise ValueError(f"part {part.path} has {part.length_bytes} bytes in {part.buffer_bytes}")
-        if len(part.digests) != -(-part.length_bytes // part.chunk_bytes):
-            raise ValueError(f"part {part.path} has {len(part.digests)} digests")
+        length, chunk = part.length_bytes, part.chunk_bytes
+        if not 4 * layout.streams_start < length <= part.buffer_bytes or length % 4:
+            raise ValueError(f"part {part.path!r} has {length} bytes in {part.buffer_bytes}")
+        if chunk != chunk_bytes_for(length) or len(part.digests) != -(-length // chunk):
+            raise ValueError(f"part {part.path!r} has {len(part.digests)} digests of {chunk} bytes each")
+        if f"{part.path}/{METADATA_FILE}" not in files:
+            raise ValueError(f"part {part.path!r} has no digest of its {METADATA_FILE}")
+    for name, tensor in layout.tensors:
+        stats = record.stats[name]
+        if stats.elements != math.prod(tensor.shape) or max(stats.nonzero, stats.escapes) > stats.elements:
+            raise ValueError(f"record {record.name!r} counts {stats.elements} elements of {name!r}")
 
 
-def _check_inside(name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name} is outside the checkpoint")
+def _check_group(layout: RecordLayout, records: Sequence[StoredRecord]) -> None:
+    """Raises ValueError unless buffers and escape lists of the records of a signature are as long as they
+    must be: both become allocations before a byte of the parts is read."""
+    parts = [part for record in records for part in record.parts]
+    longest = max((part.length_bytes for part in parts), default=0)
+    classes = {part.buffer_bytes for part in parts}
+    if not classes <= {round_up(part.length_bytes, PAGE_BYTES) for part in parts}:
+        raise ValueError(f"buffers of {sorted(classes)} bytes, which no part of the signature fills")
+    if len(classes) > MOST_SIZE_CLASSES:
+        raise ValueError(f"{len(classes)} size classes in one signature")
+    for name, tensor in layout.tensors:
+        if isinstance(tensor, FieldLayout):
+            words = escape_words(tensor.escape_capacity, tensor.number.bits // 8)
+            most = max((record.stats[name].escapes for record in records), default=0)
+            if tensor.escape_capacity > most or 4 * (layout.streams_start + words) > longest:
+                raise ValueError(f"tensor {name!r} has {tensor.escape_capacity} escapes")
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """What `endor.json` holds, byte for byte (docs/format.md, "Checkpoint directory").
+
+    Raises InvalidInputError for a config with NaN or infinities, which JSON has no words for.
+    """
+    try:
+        return json.dumps(to_json(manifest), indent=1, allow_nan=False).encode()
+    except ValueError as error:
+        raise InvalidInputError(
+            "manifest", got=str(error), expected="numbers that JSON can hold", fix="mend the model's config"
+        ) from error
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Writes `endor.json`: to a temporary file, synced, then renamed, and the rename synced too."""
     temporary = directory / f"{MANIFEST_FILE}.tmp"
-    with temporary.open("w") as file:
-        json.dump(to_json(manifest), file, indent=1)
+    data = manifest_bytes(manifest)
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(directory / MANIFEST_FILE)
@@ -233,24 +307,60 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of the checkpoint in `directory`. Raises NotFoundError if it is none."""
+    """The manifest of the checkpoint in `directory`, every byte of its file checked.
+
+    Raises NotFoundError if there is none, IncompleteCheckpointError if a writer began one and did not end,
+    CorruptCheckpointError, UnsupportedError for another format version.
+    """
     path = directory / MANIFEST_FILE
+    if not os.path.lexists(path):
+        raise _no_manifest(directory)
+    data = read_bytes(path)
     try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(
-            f"checkpoint {directory}",
-            got=f"no {MANIFEST_FILE}" if directory.exists() else "no such directory",
-            expected="a directory written by `endor convert` or `endor.save`",
-            fix="check the path; one that was interrupted has no manifest: remove it and run it again",
-        ) from error
+        manifest = from_json(json.loads(data.decode(), parse_constant=_refuse), str(path))
+        intact = manifest_bytes(manifest) == data
     except UnicodeDecodeError as error:
         raise _corrupt(str(path), "bytes that are not UTF-8", "JSON") from error
-    try:
-        return from_json(json.loads(text), str(path))
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise _corrupt(str(path), "JSON nested too deep", "the fields of docs/format.md") from error
+    except EndorError:
+        raise
+    except ValueError as error:  # JSONDecodeError, and numbers of thousands of digits
         raise _corrupt(str(path), f"invalid JSON ({error})", "JSON") from error
+    if not intact:  # white space or a repeated key, which no digest of the values can see
+        raise _corrupt(
+            str(path), "other bytes than a writer gives these values", "the bytes that were written"
+        )
+    return manifest
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _no_manifest(directory: Path) -> EndorError:
+    begun = next((n for n in (JOURNAL_FILE, PARTS, f"{MANIFEST_FILE}.tmp") if (directory / n).exists()), None)
+    if begun is not None:
+        return IncompleteCheckpointError(
+            f"checkpoint {directory}",
+            got=f"{begun}, but no {MANIFEST_FILE}: it was not finished",
+            expected=f"{MANIFEST_FILE}, which is written last",
+            fix="run the same convert again to go on, or remove it and run it again",
+        )
+    is_directory = directory.is_dir()
+    return NotFoundError(
+        f"checkpoint {directory}",
+        got=f"no {MANIFEST_FILE}"
+        if is_directory
+        else "a file"
+        if directory.exists()
+        else "no such directory",
+        expected="a directory written by `endor convert` or `endor.save`",
+        fix="check the path",
+    )
 
 
 def _corrupt(where: str, got: str, expected: str) -> EndorError:
-    return CorruptCheckpointError(where, got=got, expected=expected, fix="convert the checkpoint again")
+    return CorruptCheckpointError(
+        where, got=got, expected=expected, fix="the file is damaged; copy or convert the checkpoint again"
+    )

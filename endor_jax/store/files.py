@@ -1,0 +1,80 @@
+"""Opening the files of a checkpoint: there, regular and inside it, or one clear error.
+
+A directory may hold anything under the names that a manifest lists: a pipe that never ends, a directory, a
+link to somewhere else, a file too large for memory. None of them is opened for reading here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError
+
+FILE_LIMIT_BYTES = 2**30
+"""More than any file beside the parts has: manifest, metadata, tokenizer."""
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a file of the checkpoint in `root`. Raises CorruptCheckpointError if links lead outside."""
+    path = root / name
+    if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
+        raise CorruptCheckpointError(
+            f"file {path}",
+            got=f"a link to {os.path.realpath(path)}",
+            expected="a file inside the checkpoint",
+            fix="put the file itself there",
+        )
+    return path
+
+
+def open_file(path: Path, *, flags: int = 0) -> int:
+    """A file descriptor for reading a regular file; `flags` go to os.open beside O_RDONLY.
+
+    Raises IncompleteCheckpointError if there is none, CorruptCheckpointError if it is something else, OSError
+    for what the system refuses.
+    """
+    try:
+        # Not waiting for the other end of a pipe. For files the flag means nothing.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing(path) from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
+            raise not_a_file(path, os.strerror(error.errno)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise not_a_file(path, "something that is no file")
+    return handle
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file of at most 1 GiB. Raises as `open_file`, CorruptCheckpointError for a larger one."""
+    with os.fdopen(open_file(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > FILE_LIMIT_BYTES:
+            raise not_a_file(path, f"{size:,} bytes")
+        return file.read()
+
+
+def missing(path: Path) -> IncompleteCheckpointError:
+    """The error for a file that a manifest lists and that is not there."""
+    return IncompleteCheckpointError(
+        f"file {path}",
+        got="no such file",
+        expected="this file, which the manifest lists",
+        fix="copy the checkpoint again, or convert it again",
+    )
+
+
+def not_a_file(path: Path, got: str) -> CorruptCheckpointError:
+    """The error for something that cannot be a file of a checkpoint."""
+    return CorruptCheckpointError(
+        f"file {path}",
+        got=got,
+        expected=f"a file of at most {FILE_LIMIT_BYTES:,} bytes",
+        fix="copy or convert the checkpoint again",
+    )
