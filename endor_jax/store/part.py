@@ -7,7 +7,6 @@ O_DIRECT and mmap all read the very same file. Plain 16 MiB chunks would pad eve
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import tensorstore as ts
 
 from endor_jax.arrays import round_up
-from endor_jax.errors import CorruptCheckpointError, EndorError, IncompleteCheckpointError
+from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, StorageError
+from endor_jax.store.shard import write_shard
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 16 * 2**20
@@ -40,7 +40,7 @@ def file_bytes(length: int) -> int:
 def write_part(directory: Path, data: np.ndarray) -> None:
     """Writes a (n,) uint8 array as the part in `directory`, durably; its file appears by rename.
 
-    Raises EndorError if the file system refuses, or there is a part already.
+    Raises StorageError if the file system refuses, or there is a part already.
     """
     chunk = chunk_bytes_for(data.shape[0])
     shard = round_up(data.shape[0], chunk)
@@ -69,11 +69,12 @@ def write_part(directory: Path, data: np.ndarray) -> None:
         },
     }
     try:
-        ts.open(spec).result().write(data).result()
-    except ValueError as error:  # TensorStore has no other class, for a full disk neither
-        raise EndorError(
+        ts.open(spec).result()
+        write_shard(directory / DATA_FILE, data, chunk)
+    except (OSError, ValueError) as error:  # ValueError is all that TensorStore has
+        raise StorageError(
             f"part {directory}",
-            got=_first_line(error),
+            got=_first_line(error) if isinstance(error, ValueError) else error.strerror or str(error),
             expected=f"to write {data.shape[0]:,} bytes",
             fix="see whether the disk is full or read-only, and that nothing else writes here",
         ) from error
@@ -89,41 +90,46 @@ def check_part(directory: Path, length: int, chunk: int) -> None:
     except ValueError as error:
         # TensorStore reports everything as ValueError: tell a missing file from a damaged one.
         if not (directory / METADATA_FILE).exists():
-            raise _missing(directory, METADATA_FILE) from error
-        raise _corrupt(directory, _first_line(error), "a readable zarr3 array") from error
+            raise missing_file(directory, METADATA_FILE) from error
+        raise corrupt_part(directory, _first_line(error), "a readable zarr3 array") from error
     chunks = store.chunk_layout.read_chunk.shape
     if store.shape != (length,) or store.dtype != ts.uint8 or chunks != (chunk,):
-        raise _corrupt(
+        raise corrupt_part(
             directory,
             f"an array of {store.dtype.name} {store.shape} in chunks of {chunks}",
             f"uint8 {(length,)} in chunks of {(chunk,)}, as the manifest says",
         )
 
 
-def read_part(directory: Path, into: np.ndarray) -> None:
-    """Reads the whole part into a (n,) uint8 buffer of exactly its length.
+def check_index(directory: Path, length: int, chunk: int) -> None:
+    """Raises CorruptCheckpointError unless the index of the shard is that of chunks in order without a gap,
+    and TensorStore, which checks the index's crc32c, can read by it. length, chunk: bytes of the part and of
+    an inner chunk, as `check_part` found them."""
+    spec = _spec(directory) | {"open": True, "fill_missing_data_reads": False}
+    try:
+        store = ts.open(spec).result()
+        store[:1].read().result()
+    except ValueError as error:
+        raise corrupt_part(directory, _first_line(error), "an index that TensorStore can read by") from error
+    count = -(-length // chunk)
+    with (directory / DATA_FILE).open("rb") as file:
+        file.seek(round_up(length, chunk))
+        index = np.frombuffer(file.read(16 * count), "<u8").reshape(count, 2)
+    expected = np.stack([np.arange(count) * chunk, np.full(count, chunk)], axis=1)
+    if not np.array_equal(index, expected):
+        raise corrupt_part(directory, "an index of chunks elsewhere", "every chunk in order, without a gap")
 
-    With preadv, because the file holds the part's bytes from offset 0: TensorStore reads into memory of its
-    own first, which malloc keeps, or maps the file, and then a disk that fails kills the process.
-    Raises IncompleteCheckpointError, CorruptCheckpointError for a file of another length, OSError for a disk
-    that fails.
+
+def read_through_tensorstore(directory: Path, into: np.ndarray, *, start: int) -> None:
+    """Bytes `start` and following of a part into a (n,) uint8 buffer, by way of memory of TensorStore's own.
+
+    Raises CorruptCheckpointError for whatever TensorStore refuses.
     """
     try:
-        handle = os.open(directory / DATA_FILE, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise _missing(directory, DATA_FILE) from error
-    try:
-        size, expected = os.fstat(handle).st_size, file_bytes(into.shape[0])
-        if size != expected:
-            raise _corrupt(directory, f"{size:,} bytes in {DATA_FILE}", f"{expected:,}")
-        done = 0
-        while done < into.shape[0]:
-            count = os.preadv(handle, [into.data[done:]], done)
-            if count == 0:  # cut off while it was read
-                raise _corrupt(directory, f"{done:,} bytes in {DATA_FILE}", f"{into.shape[0]:,} and more")
-            done += count
-    finally:
-        os.close(handle)
+        store = ts.open(_spec(directory) | {"open": True, "fill_missing_data_reads": False}).result()
+        ts.array(into).write(store[start : start + into.shape[0]].translate_to[0]).result()
+    except ValueError as error:
+        raise corrupt_part(directory, _first_line(error), "an array that TensorStore can read") from error
 
 
 def _spec(directory: Path) -> dict[str, Any]:
@@ -133,7 +139,8 @@ def _spec(directory: Path) -> dict[str, Any]:
     }
 
 
-def _missing(directory: Path, name: str) -> IncompleteCheckpointError:
+def missing_file(directory: Path, name: str) -> IncompleteCheckpointError:
+    """The error for a part of which a file is not there."""
     return IncompleteCheckpointError(
         f"part {directory}",
         got=f"no file {name}",
@@ -142,13 +149,11 @@ def _missing(directory: Path, name: str) -> IncompleteCheckpointError:
     )
 
 
-def _corrupt(directory: Path, got: str, expected: str) -> EndorError:
-    return CorruptCheckpointError(
-        f"part {directory}",
-        got=got,
-        expected=expected,
-        fix="files are damaged, truncated or exchanged; copy or convert the checkpoint again",
-    )
+def corrupt_part(
+    directory: Path, got: str, expected: str, fix: str = "copy or convert the checkpoint again"
+) -> CorruptCheckpointError:
+    """The error for a part whose files are not those that were written."""
+    return CorruptCheckpointError(f"part {directory}", got=got, expected=expected, fix=fix)
 
 
 def _first_line(error: ValueError) -> str:

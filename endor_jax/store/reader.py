@@ -10,29 +10,41 @@ from typing import Any
 
 import numpy as np
 
-from endor_jax.errors import (
-    CorruptCheckpointError,
-    IncompleteCheckpointError,
-    InvalidInputError,
-    StreamError,
-)
+from endor_jax.errors import InvalidInputError, StreamError
 from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
-from endor_jax.store.digest import digest_bytes, digest_chunks
+from endor_jax.store.damage import check_digests, check_file
+from endor_jax.store.direct import check_length, check_reader, open_part, read_part
+from endor_jax.store.files import inside, read_bytes
 from endor_jax.store.manifest import Manifest, Part, StoredRecord, read_manifest
-from endor_jax.store.part import METADATA_FILE, check_part, read_part
+from endor_jax.store.part import DATA_FILE, METADATA_FILE, check_part
+from endor_jax.store.reader_choice import Choice, choose_reader
 
 
 class Checkpoint:
     """An open checkpoint. Its methods may be called from several threads.
 
-    manifest: what it holds. bytes_read: bytes of parts read so far, counted as they are read, by whomever: a
-    stream that reads ahead is ahead here too.
+    manifest: what it holds. reader: the name of how parts are read; reader_choice says why. bytes_read: bytes
+    of parts read so far, counted as they are read, by whomever: a stream that reads ahead is ahead here too.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, reader: str | None = None):
+        """Opens a checkpoint: checks its manifest, and that the file of every part is there and has its
+        length, so that no memory is set aside for what cannot be read.
+
+        reader: "preadv", "direct", "mmap" or "tensorstore"; by default the best of those that are safe, which
+        is measured once per disk (`store/reader_choice.py`). Raises NotFoundError, IncompleteCheckpointError,
+        CorruptCheckpointError, UnsupportedError (another format version; a reader that the file system
+        refuses), OptionError for a reader there is not.
+        """
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
+        parts = [(self.path / part.path, part.length_bytes) for part in self.manifest.parts]
+        for part in self.manifest.parts:
+            inside(self.path, f"{part.path}/{DATA_FILE}")
+            check_length(self.path / part.path, part.length_bytes)
+        self.reader_choice = choose_reader(parts) if reader is None else _named(reader, parts)
+        self.reader = self.reader_choice.reader
         self.bytes_read = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -66,26 +78,15 @@ class Checkpoint:
         with self._lock:
             first = part.path not in self._verified
         if first:
-            check_part(directory, part.length_bytes, part.chunk_bytes)
             self.read_file(f"{part.path}/{METADATA_FILE}")
-        read_part(directory, data)
+            check_part(directory, part.length_bytes, part.chunk_bytes)
+        read_part(directory, data, reader=self.reader)
         with self._lock:
             self.bytes_read += part.length_bytes
         if first:
-            self._verify(part, data)
-
-    def _verify(self, part: Part, data: np.ndarray) -> None:
-        digests = digest_chunks(data, part.chunk_bytes)
-        for i, (got, expected) in enumerate(zip(digests, part.digests, strict=True)):
-            if got != expected:
-                raise CorruptCheckpointError(
-                    f"part {self.path / part.path}",
-                    got=f"digest {got} for bytes {i * part.chunk_bytes:,} and following",
-                    expected=expected,
-                    fix="the file is damaged; convert the checkpoint again",
-                )
-        with self._lock:
-            self._verified.add(part.path)
+            check_digests(self.path, self.manifest, part, data)
+            with self._lock:
+                self._verified.add(part.path)
 
     def read_record(self, record: StoredRecord) -> Record:
         """A whole record in host memory of its own: uint32 words, exactly as long as the parts."""
@@ -103,23 +104,12 @@ class Checkpoint:
     def read_file(self, name: str) -> bytes:
         """One of the other files, checked against its digest.
 
-        Raises IncompleteCheckpointError or CorruptCheckpointError naming the file.
+        Raises IncompleteCheckpointError or CorruptCheckpointError naming the file, KeyError for one that the
+        manifest does not list.
         """
-        path = self.path / name
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise IncompleteCheckpointError(
-                f"file {path}", got="no such file", expected=f"{name}, which the manifest lists",
-                fix="copy the checkpoint again, or convert it again",
-            ) from error  # fmt: skip
-        if digest_bytes(data) != self.manifest.files.get(name):
-            raise CorruptCheckpointError(
-                f"file {path}",
-                got=f"digest {digest_bytes(data)}",
-                expected=str(self.manifest.files.get(name)),
-                fix="the file was changed; copy or convert the checkpoint again",
-            )
+        path = inside(self.path, name)
+        data = read_bytes(path)
+        check_file(path, self.manifest, name, data)
         return data
 
     def close(self) -> None:
@@ -133,3 +123,12 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _named(reader: str, parts: list[tuple[Path, int]]) -> Choice:
+    """The reader that was asked for. Raises what it would raise at its first read."""
+    check_reader(reader)
+    for directory, length in parts[:1]:
+        with open_part(directory, length, reader=reader):
+            pass
+    return Choice(reader, "it was asked for")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import endor_jax as endor
-from endor_jax.errors import CorruptCheckpointError, NotFoundError
+from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError
 from endor_jax.store.reader import Checkpoint
 from endor_jax.store.writer import CheckpointWriter
 
@@ -48,23 +48,61 @@ def test_every_flipped_byte_is_seen(path: Path) -> None:
             read(path)
 
 
-def test_exchanged_files(path: Path) -> None:
-    first, second = path / "parts/layers.0.0", path / "parts/layers.1.0"
-    with endor.open(path) as checkpoint:
-        sizes = {record.parts[0].length_bytes for record in checkpoint.manifest.records}
-    first.rename(path / "other")
+def exchange(first: Path, second: Path) -> None:
+    first.rename(first.parent / "other")
     second.rename(first)
-    (path / "other").rename(second)
-    expected = "got digest" if len(sizes) == 1 else "layers.0.0: got"
-    with pytest.raises(CorruptCheckpointError, match=expected):
+    (first.parent / "other").rename(second)
+
+
+def test_exchanged_parts(path: Path) -> None:
+    exchange(path / "parts/layers.0.0", path / "parts/layers.1.0")
+    message = (
+        r"layers.0.0.*: got the bytes of parts/layers.1.0.*, expected its own; files were exchanged; put"
+    )
+    with pytest.raises(CorruptCheckpointError, match=message):
         read(path)
 
 
+def test_exchanged_data_of_one_length(tmp_path: Path) -> None:
+    endor.save(tmp_path / "x", [{"w": np.full(2000, i, np.float32)} for i in range(2)])
+    exchange(tmp_path / "x/parts/layers.0.0/c/0", tmp_path / "x/parts/layers.1.0/c/0")
+    message = r"part .*layers.0.0: got the bytes of parts/layers.1.0, expected its own; files were exchanged"
+    with pytest.raises(CorruptCheckpointError, match=message):
+        read(tmp_path / "x")
+
+
+def test_exchanged_data_of_other_lengths(tmp_path: Path) -> None:
+    endor.save(tmp_path / "x", [{"w": np.ones(9000 * i, np.float32)} for i in (1, 2)])
+    exchange(tmp_path / "x/parts/layers.0.0/c/0", tmp_path / "x/parts/layers.1.0/c/0")
+    with pytest.raises(CorruptCheckpointError, match=r"layers.0.0: got .* too long, or that of another part"):
+        read(tmp_path / "x")
+
+
+def test_links_that_lead_outside(path: Path) -> None:
+    with endor.open(path) as checkpoint:
+        (path / "parts/layers.0.0").rename(path.parent / "outside")
+        (path / "parts/layers.0.0").symlink_to(path.parent / "outside")
+        with pytest.raises(
+            CorruptCheckpointError, match=r"got a link to .*outside/zarr.json, expected a file in"
+        ):
+            checkpoint.read_tensor("layers.0", "w")
+    with pytest.raises(CorruptCheckpointError, match=r"got a link to .*outside/c/0, expected a file inside"):
+        endor.open(path)
+
+
+def test_checkpoint_may_itself_be_a_link(path: Path) -> None:
+    (path.parent / "link").symlink_to(path)
+    assert read(path.parent / "link").tobytes() == LAYERS[0]["w"].tobytes()
+
+
 def test_missing_part(path: Path) -> None:
-    shutil.rmtree(path / "parts/layers.1.0")
+    (path / "parts/layers.1.0/zarr.json").unlink()
     assert read(path, 0).shape == (64, 96)
-    with pytest.raises(NotFoundError, match=r"part .*layers.1.0: got no file zarr.json"):
+    with pytest.raises(IncompleteCheckpointError, match=r"file .*layers.1.0/zarr.json: got no such file"):
         read(path, 1)
+    shutil.rmtree(path / "parts/layers.1.0")
+    with pytest.raises(IncompleteCheckpointError, match=r"part .*layers.1.0: got no file c/0"):
+        read(path, 0)
 
 
 def test_damage_after_a_good_read_is_a_missing_file(path: Path) -> None:
@@ -72,7 +110,7 @@ def test_damage_after_a_good_read_is_a_missing_file(path: Path) -> None:
         record = checkpoint.manifest.records[0]
         checkpoint.read_record(record)
         (path / "parts/layers.0.0/c/0").unlink()
-        with pytest.raises(NotFoundError, match="no file c/0"):
+        with pytest.raises(IncompleteCheckpointError, match="no file c/0"):
             checkpoint.read_record(record)
 
 
@@ -124,7 +162,7 @@ def test_files(tmp_path: Path) -> None:
             checkpoint.read_file("sub/notes.txt")
         (tmp_path / "x/sub/notes.txt").unlink()
         with pytest.raises(
-            NotFoundError, match=r"file .*notes.txt: got no such file, expected sub/notes.txt"
+            IncompleteCheckpointError, match=r"file .*notes.txt: got no such file, expected this file"
         ):
             checkpoint.read_file("sub/notes.txt")
 
