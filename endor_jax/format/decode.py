@@ -1,6 +1,7 @@
 """Decoding on the host: the words of a part to arrays, all of them or chosen rows. The oracle of `expand`.
 
-Written for plainness: it follows docs/format.md sentence by sentence, and believes the offsets it reads.
+Written for plainness: it follows docs/format.md sentence by sentence, and believes what it reads, clamped
+into the part: damaged positions give wrong values, never a read outside (`check.py` is what finds them).
 `decode_rows` also serves embeddings, of which a batch needs only a few rows.
 """
 
@@ -68,14 +69,18 @@ def _scatter_escapes(bits: np.ndarray, part: np.ndarray, layout: FieldLayout, ro
     last = np.searchsorted(index, starts + index.dtype.type(layout.columns))
     for place in np.flatnonzero(first < last):
         here = slice(first[place], last[place])
-        bits[place, index[here] - starts[place]] = values[here]
+        columns = index[here] - starts[place]  # of a damaged list, anything
+        inside = columns < layout.columns
+        bits[place, columns[inside]] = values[here][inside]
 
 
 def read_escapes(part: np.ndarray, layout: FieldLayout) -> tuple[np.ndarray, np.ndarray]:
     """The escape list of one tensor, as views: indices (n,) uint32 ascending, element bits (n,)."""
     start, count = (int(word) for word in part[layout.header : layout.header + 2])
+    index = part[start : start + count]
     data = part[start + count :].view(layout.number.unsigned)[:count]
-    return part[start : start + count], data
+    count = min(index.shape[0], data.shape[0])  # less than it says in a damaged part only
+    return index[:count], data[:count]
 
 
 def _take(part: np.ndarray, section: Section) -> np.ndarray:

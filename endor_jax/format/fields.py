@@ -50,10 +50,11 @@ def _pack_groups(columns: np.ndarray, width: int) -> np.ndarray:
 def read(words: np.ndarray, positions: np.ndarray, width: int) -> np.ndarray:
     """The fields that start at the given bits of `words`.
 
-    words: (m,) uint32; positions: (n,) integers, each + width at most 32·m. Returns (n,) uint32.
+    words: (m,) uint32; positions: (n,) integers, each + width at most 32·m; of one that is not, the field is
+    anything. Returns (n,) uint32.
     """
     positions = positions.astype(np.uint64)
-    index = (positions // WORD_BITS).astype(np.intp)
+    index = np.minimum(positions // WORD_BITS, words.shape[0] - 1).astype(np.intp)
     # A field that ends with the last word has no second word: any will do, its bits are masked off.
     following = np.minimum(index + 1, words.shape[0] - 1)
     pair = words[index].astype(np.uint64) | (words[following].astype(np.uint64) << np.uint64(WORD_BITS))
