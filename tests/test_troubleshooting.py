@@ -95,11 +95,11 @@ def resumed_otherwise(directory: Path) -> None:
 
 
 def full(directory: Path) -> None:
-    fields = list(os.statvfs(directory))
+    source, fields = write_tiny(directory / "source"), list(os.statvfs(directory))
     fields[3] = fields[4] = 40  # f_bfree, f_bavail: blocks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
-        checkpoint_in(directory)
+        endor.convert(source, directory / "model.endor")
 
 
 def missing_dependency(directory: Path) -> None:
