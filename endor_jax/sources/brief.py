@@ -16,6 +16,7 @@ def brief(value: object) -> str:
 
 
 def brief_text(text: object) -> str:
-    """The message of somebody else's error, on one line and cut off where it grows long."""
-    line = " ".join(str(text).split())
+    """The message of somebody else's error, on one line, control codes spelt out, cut off if long."""
+    line = " ".join(str(text)[: 4 * _CHARACTERS].split())
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]}..."

@@ -117,15 +117,17 @@ def _number(
     if any(other != values[0] for other in values):
         raise _unsupported(where, got=f"llama.{key} {brief(values)}", expected="the same in every layer")
     value = values[0]
-    if type(value) is not kind or not 0 < value < float("inf"):
+    # GGUF rounds to float32 (0.00001 -> 9.99999975e-06); the shortest decimal gives the original back.
+    with np.errstate(over="ignore"):
+        number = float(str(np.float32(value))) if kind is float and type(value) is float else value
+    if type(value) is not kind or not 0 < number < float("inf"):
         raise InvalidInputError(
             where,
             got=f"no llama.{key}" if value is None else f"llama.{key} {brief(value)}",
             expected=f"that key with a positive {kind.__name__}",
             fix="convert it again with a current llama.cpp",
         )
-    # GGUF rounds to float32 (0.00001 -> 9.99999975e-06); the shortest decimal gives the original back.
-    return float(str(np.float32(value))) if kind is float else value
+    return number
 
 
 def _rope_scaling(metadata: Mapping[str, Any], *, where: str) -> dict[str, Any] | None:
