@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import DestinationExistsError, InvalidInputError
+from endor_jax.sources.partial_files import partial_files, write_all
 from endor_jax.sources.safetensors import INDEX_FILE, SINGLE_FILE
 from endor_jax.sources.safetensors_header import build_header
 from endor_jax.sources.source import TensorInfo
@@ -38,39 +38,26 @@ def write_safetensors(
     larger than that has a shard of its own.
 
     Everything is written under temporary names, flushed to disk and then renamed, weights before index: a
-    failure leaves nothing behind. Raises DestinationExistsError if a file is in the way and
-    InvalidInputError if `tensors` is not what `infos` announced.
+    failure leaves nothing behind. Raises DestinationExistsError if a file is in the way, InvalidInputError if
+    `tensors` is not what `infos` announced, and as `partial_files` does.
     """
     shards = _shards(infos, shard_bytes)
     contents = {**(files or {}), **_index(shards, infos)}
-    targets = [directory / name for name in (*shards, *contents)]
-    _refuse_existing(directory, targets)
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = {target: target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets}
-    try:
-        with ExitStack() as stack:
-            opened = {
-                name: stack.enter_context(partial[directory / name].open("xb", buffering=0))
-                for name in shards
-            }
-            _write_tensors(opened, shards, tensors, infos=infos)
-            for name, data in contents.items():
-                file = stack.enter_context(partial[directory / name].open("xb", buffering=0))
-                _write_all(file, memoryview(data))
-                os.fsync(file.fileno())
-        for target in targets:
-            partial[target].rename(target)
-        _flush_directory(directory)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-    return targets
+    sizes = {directory / name: shard.size for name, shard in shards.items()}
+    sizes |= {directory / name: len(data) for name, data in contents.items()}
+    _refuse_existing(directory, list(sizes))
+    with partial_files(directory, sizes) as opened:
+        _write_tensors(tensors, opened, directory=directory, shards=shards, infos=infos)
+        for name, data in contents.items():
+            write_all(opened[directory / name], memoryview(data), directory=directory)
+    return list(sizes)
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """One file: what comes before the data, and where in the file each tensor starts."""
+    """One file of `size` bytes: what comes before the data, and where in the file each tensor starts."""
 
+    size: int
     header: bytes
     offsets: dict[str, int]
 
@@ -86,11 +73,16 @@ def _shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> dict[str, _Sha
         groups[-1][name] = info
         used += info.nbytes
     if len(groups) == 1:
-        return {SINGLE_FILE: _Shard(*build_header(groups[0]))}
+        return {SINGLE_FILE: _shard(groups[0])}
     return {
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors": _Shard(*build_header(group))
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors": _shard(group)
         for number, group in enumerate(groups, start=1)
     }
+
+
+def _shard(infos: Mapping[str, TensorInfo]) -> _Shard:
+    header, offsets = build_header(infos)
+    return _Shard(len(header) + sum(info.nbytes for info in infos.values()), header, offsets)
 
 
 def _index(shards: dict[str, _Shard], infos: Mapping[str, TensorInfo]) -> dict[str, bytes]:
@@ -112,7 +104,7 @@ def _refuse_existing(directory: Path, targets: list[Path]) -> None:
     weights = [*directory.glob("*.safetensors"), directory / INDEX_FILE]
     # Weights under other names matter too: the directory would hold two checkpoints.
     for path in (*weights, *targets):
-        if path.exists():
+        if os.path.lexists(path):
             raise DestinationExistsError(
                 str(path),
                 got="a file that is already there",
@@ -122,18 +114,21 @@ def _refuse_existing(directory: Path, targets: list[Path]) -> None:
 
 
 def _write_tensors(
-    opened: Mapping[str, FileIO],
-    shards: dict[str, _Shard],
     tensors: Iterable[tuple[str, np.ndarray]],
+    opened: Mapping[Path, FileIO],
     *,
+    directory: Path,
+    shards: dict[str, _Shard],
     infos: Mapping[str, TensorInfo],
 ) -> None:
-    """Put headers and tensors in place and flush them to disk."""
+    """Put headers and tensors where they belong in their files."""
     place = {
-        name: (opened[shard], offset) for shard, s in shards.items() for name, offset in s.offsets.items()
+        name: (opened[directory / shard], offset)
+        for shard, s in shards.items()
+        for name, offset in s.offsets.items()
     }
-    for shard, file in opened.items():
-        _write_all(file, memoryview(shards[shard].header))
+    for name, shard in shards.items():
+        write_all(opened[directory / name], memoryview(shard.header), directory=directory)
     missing = dict.fromkeys(infos)
     for name, array in tensors:
         if name not in missing:
@@ -146,17 +141,9 @@ def _write_tensors(
         file.seek(offset)
         # Little-endian whatever came in; and ml_dtypes arrays have no buffer interface, bytes have.
         dense = np.ascontiguousarray(array, dtype_from_name(got.dtype))
-        _write_all(file, dense.reshape(-1).view(np.uint8).data)
+        write_all(file, dense.reshape(-1).view(np.uint8).data, directory=directory)
     if missing:
         raise _disagree(next(iter(missing)), got="no data for it", expected="each announced tensor once")
-    for file in opened.values():
-        os.fsync(file.fileno())
-
-
-def _write_all(file: FileIO, data: memoryview) -> None:
-    """Unbuffered writes may be short: Linux takes at most 2 GiB at once."""
-    while data:
-        data = data[file.write(data) :]
 
 
 def _disagree(name: str, *, got: str, expected: str) -> InvalidInputError:
@@ -166,12 +153,3 @@ def _disagree(name: str, *, got: str, expected: str) -> InvalidInputError:
         expected=expected,
         fix="make `infos` describe exactly what `tensors` yields",
     )
-
-
-def _flush_directory(directory: Path) -> None:
-    """Make the renames durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import io
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +17,14 @@ import pytest
 import safetensors.numpy
 
 from endor_jax.arrays import dtype_from_name
-from endor_jax.errors import DestinationExistsError, InvalidInputError, UnsupportedError
+from endor_jax.errors import (
+    DestinationBusyError,
+    DestinationExistsError,
+    EndorError,
+    InvalidInputError,
+    StorageError,
+    UnsupportedError,
+)
 from endor_jax.sources import TensorInfo, open_source, write_safetensors
 from endor_jax.sources.safetensors_header import parse_header
 
@@ -118,3 +130,98 @@ def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
 def test_dtype_without_a_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"'w'.*int4"):
         write_safetensors(tmp_path, [], infos={"w": TensorInfo((2,), "int4")})
+
+
+def test_failed_renaming_takes_back_what_was_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every file of a sharded export: whichever cannot be renamed, none is left, nor a new directory."""
+    rename = Path.rename
+
+    def fails_at(name: str) -> None:
+        def renamed(self: Path, target: Path) -> Path:
+            if target.name == name:
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", renamed)
+
+    (tmp_path / "kept.txt").write_text("kept")
+    whole = [
+        path.name
+        for path in write_safetensors(tmp_path / "x", ARRAYS.items(), infos=INFOS, files=FILES, shard_bytes=1)
+    ]
+    shutil.rmtree(tmp_path / "x")
+    for name in whole:
+        fails_at(name)
+        for target in (tmp_path, tmp_path / "new" / "deeper"):
+            with pytest.raises(StorageError, match=r"Input/output error.*nothing is left"):
+                write_safetensors(target, ARRAYS.items(), infos=INFOS, files=FILES, shard_bytes=1)
+            assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_full_disk_is_found_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        raise AssertionError("work began")
+        yield
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 100))
+    with pytest.raises(StorageError, match=r"100 bytes free, expected [0-9,]{3,}; free some space"):
+        write_safetensors(tmp_path / "new", tensors(), infos=INFOS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full(io.FileIO):
+        write = full
+
+    monkeypatch.setattr("endor_jax.sources.partial_files.FileIO", Full)
+    with pytest.raises(StorageError, match=r"No space left on device.*free some space"):
+        write_safetensors(tmp_path / "new", ARRAYS.items(), infos=INFOS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_that_is_just_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_safetensors(tmp_path / "first", ARRAYS.items(), infos=INFOS, files=FILES, shard_bytes=60)
+    needed = sum(path.stat().st_size for path in paths)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, needed - 1))
+    with pytest.raises(StorageError, match=f"expected {needed:,};"):
+        write_safetensors(tmp_path / "b", ARRAYS.items(), infos=INFOS, files=FILES, shard_bytes=60)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, needed))
+    write_safetensors(tmp_path / "b", ARRAYS.items(), infos=INFOS, files=FILES, shard_bytes=60)
+
+
+def test_what_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".model.safetensors.partial").write_bytes(b"left" * 1000)
+    write_safetensors(tmp_path, ARRAYS.items(), infos=INFOS, files=FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert safetensors.numpy.load_file(tmp_path / "model.safetensors").keys() == ARRAYS.keys()
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    with (tmp_path / ".model.safetensors.partial").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DestinationBusyError, match=r"model\.safetensors.*another process"):
+            write_safetensors(tmp_path, ARRAYS.items(), infos=INFOS)
+        assert [path.name for path in tmp_path.iterdir()] == [".model.safetensors.partial"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        (tmp_path / "config.json").write_text("precious")
+        yield from ARRAYS.items()
+
+    with pytest.raises(DestinationExistsError, match=r"config\.json.*came while"):
+        write_safetensors(tmp_path, tensors(), infos=INFOS, files=FILES)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_link_or_pipe_under_the_temporary_name(tmp_path: Path) -> None:
+    for make in (lambda path: path.symlink_to("/dev/null"), os.mkfifo):
+        trap = tmp_path / ".model.safetensors.partial"
+        make(trap)
+        with pytest.raises(EndorError):
+            write_safetensors(tmp_path, ARRAYS.items(), infos=INFOS)
+        trap.unlink(missing_ok=True)
+    assert list(tmp_path.iterdir()) == []
