@@ -27,7 +27,6 @@ SIZES = {
 LLAMA = {**SIZES, "intermediate_size": 112, "initializer_range": 0.15}
 VARIANTS = {
     "llama": ("Llama", {**LLAMA, "num_key_value_heads": 2}),
-    "llama-tied": ("Llama", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "opt": ("OPT", {**SIZES, "ffn_dim": 112, "word_embed_proj_dim": 64, "init_std": 0.15}),
     "opt-untied": (
         "OPT",

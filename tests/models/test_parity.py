@@ -27,10 +27,6 @@ VARIANTS = {
         "Llama",
         {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rms_norm_eps": 1e-5},
     ),
-    "llama-linear": (
-        "Llama",
-        {**LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
-    ),
     "llama-llama3": (
         "Llama",
         {
