@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
 from endor_jax.cli.info import files_bytes
 
+if TYPE_CHECKING:
+    from endor_jax.conversion.pipeline import Conversion
+    from endor_jax.conversion.survey import Survey
+
 
 def command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A directory with safetensors, or a .gguf.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="Where to write; nothing may be there.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="Where to write: nothing, or an interrupted conversion.")
+    ],
     prune: Annotated[str, typer.Option(help="none or magnitude (per row, the layers' matrices).")] = "none",
     sparsity: Annotated[
         float | None, typer.Option(help="Fraction of zeros to prune to; 0.5 if a method is given.")
@@ -24,6 +30,9 @@ def command(
     keep_negative_zero: Annotated[
         bool, typer.Option("--keep-negative-zero", help="Store −0.0 as it is instead of as +0.0.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted conversion left.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be written, write nothing.")
     ] = False,
@@ -45,36 +54,82 @@ def command(
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,
     )
-    with output.progress() as progress:
-        if dry_run:
-            survey = survey_conversion(source, destination, settings=settings, progress=progress)
-            manifest, dense_bytes, negative_zeros = survey.expected, survey.dense_bytes, None
-            stored_bytes = manifest.stored_bytes
-        else:
-            conversion = run_conversion(source, destination, settings=settings, progress=progress)
-            manifest, dense_bytes = conversion.manifest, conversion.dense_bytes
-            negative_zeros, stored_bytes = conversion.negative_zeros, files_bytes(conversion.path)
-    result: dict[str, Any] = {
-        "path": None if dry_run else destination,
-        "dense_bytes": dense_bytes,
-        "stored_bytes": stored_bytes,
-        "ratio": dense_bytes / stored_bytes,
-        "negative_zeros": negative_zeros,
-        "signatures": len(manifest.signatures),
-    }
+    if dry_run:
+        with output.progress() as progress:
+            survey = survey_conversion(
+                source, destination, settings=settings, resume=resume, progress=progress
+            )
+        result = _expected(survey)
+    else:
+        with output.progress() as progress:
+            conversion = run_conversion(
+                source,
+                destination,
+                settings=settings,
+                resume=resume,
+                progress=progress,
+                announce=lambda survey: output.notes.print(_beforehand(survey), style="dim"),
+            )
+        result = _done(conversion)
     if as_json:
         output.json(result)
     else:
         _print(output, result)
 
 
+def _expected(survey: Survey) -> dict[str, Any]:
+    """What a dry run tells, as JSON."""
+    stored_bytes = survey.expected.stored_bytes
+    return {
+        "path": None,
+        "dense_bytes": survey.dense_bytes,
+        "stored_bytes": stored_bytes,
+        "ratio": survey.dense_bytes / stored_bytes,
+        "negative_zeros": None,
+        "signatures": len(survey.expected.signatures),
+        "resumed_parts": None,
+        "expected_peak_bytes": survey.expected_peak_bytes,
+        "peak_host_bytes": None,
+    }
+
+
+def _done(conversion: Conversion) -> dict[str, Any]:
+    """What a conversion tells, as JSON."""
+    stored_bytes = files_bytes(conversion.path)
+    return {
+        "path": str(conversion.path),
+        "dense_bytes": conversion.dense_bytes,
+        "stored_bytes": stored_bytes,
+        "ratio": conversion.dense_bytes / stored_bytes,
+        "negative_zeros": conversion.negative_zeros,
+        "signatures": len(conversion.manifest.signatures),
+        "resumed_parts": conversion.resumed_parts,
+        "expected_peak_bytes": conversion.expected_peak_bytes,
+        "peak_host_bytes": conversion.peak_host_bytes,
+    }
+
+
+def _beforehand(survey: Survey) -> str:
+    from endor_jax.streaming.sizes import format_size
+
+    return (
+        f"will write about {format_size(survey.expected.stored_bytes)}, "
+        f"with at most {format_size(survey.expected_peak_bytes)} of resident memory"
+    )
+
+
 def _print(output: Output, result: dict[str, Any]) -> None:
     from endor_jax.streaming.sizes import format_size
 
     dense, stored = format_size(result["dense_bytes"]), format_size(result["stored_bytes"])
+    expected = format_size(result["expected_peak_bytes"])
     if result["path"] is None:
         output.line(f"would write about {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
+        output.line(f"would take at most {expected} of resident memory")
         return
     output.line(f"{result['path']}: {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
+    output.line(f"peak memory {format_size(result['peak_host_bytes'])}, {expected} expected")
+    if result["resumed_parts"]:
+        output.line(f"{result['resumed_parts']:,} parts were there already, from before an interruption")
     if result["negative_zeros"]:
         output.line(f"{result['negative_zeros']:,} values −0.0 were stored as +0.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,10 +74,22 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
             return opened.manifest
     if path.suffix == ".json":
         config = read_json_object(path)
-        own = config.get("dtype") or config.get("torch_dtype") or "float32"
-        return estimate_config(config, dtype=dtype or str(own), sparsity=sparsity or 0.0)
+        return estimate_config(config, dtype=dtype or _own_dtype(config, path), sparsity=sparsity or 0.0)
     with open_source(path) as source:
         return estimate_source(source, dtype=dtype, sparsity=sparsity or 0.0)
+
+
+def _own_dtype(config: Mapping[str, Any], path: Path) -> str:
+    """The dtype that a config.json tells. Raises InvalidInputError if the weights cannot be of it."""
+    from endor_jax.arrays import FLOAT_FORMATS
+    from endor_jax.errors import InvalidInputError
+
+    own = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(own, str) or own not in FLOAT_FORMATS:
+        raise InvalidInputError(
+            f"dtype in {path}", got=f"{own!r:.40}", expected=", ".join(FLOAT_FORMATS), fix="pass --dtype"
+        )
+    return own
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:

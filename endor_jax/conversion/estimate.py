@@ -14,7 +14,7 @@ from typing import Any
 from endor_jax import models
 from endor_jax.arrays import FLOAT_FORMATS, round_up
 from endor_jax.conversion.layouts import record_layouts
-from endor_jax.errors import InvalidInputError
+from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.format.encode import escape_words
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, padding_words
 from endor_jax.format.values import Codec
@@ -29,8 +29,8 @@ WORTH_A_BITMAP = 0.12
 ESCAPE_RATES = {("packed", 3, False): 0.014, ("packed", 2, True): 0.0055}
 """Escapes per stored element, by kind, exponent bits and bitmap: stories15M, docs/format.md."""
 
-Sparsity = Callable[[str, str], float]
-"""(record, tensor) -> fraction of zeros."""
+Share = Callable[[str, str], float]
+"""(record, tensor) -> a share of its elements, 0 to 1."""
 
 
 def expected_codec(sparsity: float) -> Codec:
@@ -41,9 +41,9 @@ def expected_codec(sparsity: float) -> Codec:
 def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -> Manifest:
     """The manifest that converting a model of this config.json would give, its layers pruned to `sparsity`.
 
-    Raises what `models.from_hf` raises, InvalidInputError for a dtype that is no float format.
+    Raises what `models.from_hf` raises, OptionError for a dtype or sparsity that `convert` refuses.
     """
-    _check(dtype, sparsity)
+    ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
     parsed = models.from_hf(config)
     decoder = models.decoder(parsed)
     shapes = {"embedding": {"weight": (parsed.vocabulary_size, parsed.hidden_size)}}
@@ -61,9 +61,9 @@ def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -
 def estimate_source(source: Source, *, dtype: str | None, sparsity: float) -> Manifest:
     """The manifest that converting this source would give, in its own dtypes or in `dtype`.
 
-    Raises as `locate` and `models.from_hf` do, InvalidInputError for a dtype that is no float format.
+    Raises as `locate` and `models.from_hf` do, OptionError for a dtype or sparsity that `convert` refuses.
     """
-    _check(dtype, sparsity)
+    ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
     models.from_hf(source.config)
     infos: dict[str, dict[str, TensorInfo]] = {}
     for place, name in locate(source).items():
@@ -75,17 +75,6 @@ def stored_info(source: Source, name: str, dtype: str | None) -> TensorInfo:
     """Shape and dtype that a tensor of the source will have in the checkpoint."""
     info = source.tensors[name]
     return replace(info, dtype=dtype) if dtype and info.dtype in FLOAT_FORMATS else info
-
-
-def _check(dtype: str | None, sparsity: float) -> None:
-    if dtype is not None and dtype not in FLOAT_FORMATS:
-        raise InvalidInputError(
-            "dtype", got=repr(dtype), expected=", ".join(FLOAT_FORMATS), fix="pass --dtype"
-        )
-    if not 0 <= sparsity < 1:
-        raise InvalidInputError(
-            "sparsity", got=str(sparsity), expected="0 or more and below 1", fix="0.5 drops half"
-        )
 
 
 def _estimate_infos(
@@ -106,14 +95,18 @@ def _estimate_infos(
 
 
 def estimate(
-    layouts: Mapping[str, RecordLayout], sparsity: Sparsity, config: Mapping[str, Any] | None = None
+    layouts: Mapping[str, RecordLayout],
+    sparsity: Share,
+    config: Mapping[str, Any] | None = None,
+    *,
+    escapes: Share | None = None,
 ) -> Manifest:
-    """The manifest of records with these layouts and fractions of zeros."""
+    """The manifest of records with these layouts and fractions of zeros.
+
+    escapes: shares of the elements that have a field or would have one; None takes those of trained weights.
+    """
     signatures = list(dict.fromkeys(layouts.values()))
-    lengths = {
-        name: 4 * _part_words(layout, lambda tensor, name=name: sparsity(name, tensor))
-        for name, layout in layouts.items()
-    }
+    lengths = {name: 4 * _part_words(name, layout, sparsity, escapes) for name, layout in layouts.items()}
     records = []
     for name, layout in layouts.items():
         classes = size_classes(
@@ -126,7 +119,7 @@ def estimate(
     return Manifest(tuple(Signature(layout) for layout in signatures), tuple(records), model)
 
 
-def _part_words(layout: RecordLayout, sparsity: Callable[[str], float]) -> int:
+def _part_words(record: str, layout: RecordLayout, sparsity: Share, escapes: Share | None) -> int:
     """Expected words of one part."""
     words = layout.streams_start + padding_words(layout)
     for name, tensor in layout.tensors:
@@ -134,8 +127,9 @@ def _part_words(layout: RecordLayout, sparsity: Callable[[str], float]) -> int:
             continue
         codec = tensor.codec
         elements = tensor.rows * tensor.columns
-        stored = round(elements * (1 - sparsity(name))) if codec.bitmap else elements
-        rate = ESCAPE_RATES.get((codec.kind, codec.exponent_bits, codec.bitmap), 0.0)
-        words += -(-stored * tensor.field_bits // 32)
-        words += escape_words(round(stored * rate), tensor.number.bits // 8)
+        stored = round(elements * (1 - sparsity(record, name))) if codec.bitmap else elements
+        known = ESCAPE_RATES.get((codec.kind, codec.exponent_bits, codec.bitmap), 0.0)
+        listed = round(stored * (known if escapes is None else escapes(record, name)))
+        words += -(-(stored - listed * codec.bitmap) * tensor.field_bits // 32)
+        words += escape_words(listed, tensor.number.bits // 8)
     return words

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from endor_jax.conversion.pipeline import Progress
+from endor_jax.conversion.paths import check_apart
+from endor_jax.conversion.survey import Progress
 from endor_jax.format.decode import decode
 from endor_jax.sources.mapping import Place, to_hf
 from endor_jax.sources.safetensors_writer import write_safetensors
@@ -26,7 +27,7 @@ def export(
 
     Tensors have the dtype, the zeros and every bit they are stored with. A tied head is not written twice.
     Raises what opening and reading the checkpoint raises, InvalidInputError for a checkpoint that is not a
-    model, DestinationExistsError.
+    model or lies in the same place, and as `write_safetensors` does.
     """
     report = progress or (lambda what, done, total: None)
     with Checkpoint(checkpoint) as opened:
@@ -52,5 +53,6 @@ def export(
         kept = [name for name in manifest.files if not name.startswith("parts/")]
         files = {name: opened.read_file(name) for name in kept}
         target = Path(destination)
+        check_apart(Path(checkpoint), target)
         write_safetensors(target, tensors(), infos=infos, files=files)
         return target

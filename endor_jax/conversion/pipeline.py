@@ -1,8 +1,8 @@
 """A conversion: source → prune → encode → store, one record at a time.
 
-First a survey: every role (tensor name and shape) is sampled in three layers, as it will be stored, and gets
-one codec for the whole checkpoint. Then each record is read, prepared, encoded and written; memory holds one
-record, or the largest single tensor.
+First a survey (`survey.py`) chooses codecs and lays every record out. Then each record is read, prepared,
+encoded and written; memory holds one record as it is stored, or the largest single tensor. What an
+interrupted conversion has finished is kept, once the source's bytes and the stored ones are found the same.
 """
 
 from __future__ import annotations
@@ -14,69 +14,38 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from endor_jax import models
-from endor_jax.arrays import array_bytes, bits_of
-from endor_jax.conversion.estimate import estimate, stored_info
-from endor_jax.conversion.layouts import VOCABULARY, record_layouts
-from endor_jax.conversion.prepare import prepare
+from endor_jax.conversion.paths import check_apart
+from endor_jax.conversion.prepare import Prepared, prepare, source_digest
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.errors import InvalidInputError
-from endor_jax.format.choose import sample_rows
-from endor_jax.format.layout import RecordLayout, TensorSpec
-from endor_jax.format.values import Codec
-from endor_jax.sources.mapping import Place, locate
+from endor_jax.conversion.survey import Progress, Survey, survey
+from endor_jax.errors import ResumeError
+from endor_jax.format.layout import RecordLayout
+from endor_jax.memory import peak_host_bytes
+from endor_jax.sources.mapping import Place
 from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
+from endor_jax.store.destination import check_destination, check_room, taken_bytes
+from endor_jax.store.digest import digest_bytes
 from endor_jax.store.manifest import Manifest
-from endor_jax.store.save import codec_for
-from endor_jax.store.writer import CheckpointWriter, check_destination
+from endor_jax.store.writer import CheckpointWriter, disk_bytes
 from endor_jax.version import VERSION
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done, dense bytes done, dense bytes in all)"""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a conversion will write: source names by place, record by record, and a layout for each record.
-
-    sparsity: fraction of zeros in the samples of a role, by kind of record and tensor.
-    """
-
-    names: dict[str, dict[str, str]]
-    layouts: dict[str, RecordLayout]
-    sparsity: dict[tuple[str, str], float]
-    dense_bytes: int
-
-    @property
-    def expected(self) -> Manifest:
-        """The manifest to expect, its part lengths estimated."""
-        return estimate(self.layouts, lambda record, tensor: self.sparsity[_kind(record), tensor])
-
-
-def survey_conversion(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    *,
-    settings: ConvertSettings,
-    progress: Progress | None = None,
-) -> Survey:
-    """What `run_conversion` would do; reads samples, writes nothing. Raises as it does."""
-    with open_source(Path(source)) as opened:
-        check_destination(Path(destination))
-        return survey(opened, settings, progress or (lambda what, done, total: None))
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did. dense_bytes: all tensors in the dtype they are stored in."""
+    """What a conversion did. dense_bytes: all tensors in the dtype they are stored in.
+
+    resumed_parts: parts that were there already. expected_peak_bytes, peak_host_bytes: resident memory of
+    the process as it was said beforehand, and as it was.
+    """
 
     path: Path
     manifest: Manifest
     dense_bytes: int
     negative_zeros: int
+    resumed_parts: int
+    expected_peak_bytes: int
+    peak_host_bytes: int
 
     @property
     def stored_bytes(self) -> int:
@@ -84,115 +53,155 @@ class Conversion:
         return self.manifest.stored_bytes
 
 
+def survey_conversion(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    settings: ConvertSettings,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Survey:
+    """What `run_conversion` would do; reads samples, writes nothing. Raises as it does."""
+    with open_source(Path(source)) as opened:
+        found, _ = _prepared(opened, Path(destination), settings, resume, progress or _silent)
+        return found
+
+
 def run_conversion(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
     settings: ConvertSettings,
+    resume: bool = True,
     progress: Progress | None = None,
+    announce: Callable[[Survey], None] | None = None,
 ) -> Conversion:
-    """Converts `source` to a checkpoint at `destination`; see `endor_jax.conversion.api.convert`."""
-    report = progress or (lambda what, done, total: None)
+    """Converts `source` to a checkpoint at `destination`; see `endor_jax.conversion.api.convert`.
+
+    announce: called with the survey before anything is written.
+    """
+    report = progress or _silent
     with open_source(Path(source)) as opened:
-        check_destination(Path(destination))
-        plan = survey(opened, settings, report)
-        writer = CheckpointWriter(destination)
-        config = _config(opened, settings)
-        for name, data in (opened.files() | {"config.json": json.dumps(config, indent=2).encode()}).items():
-            writer.write_file(name, data)
-        done = negative_zeros = 0
-        for record, tensors in plan.names.items():
-            report(f"encoding {record}", done, plan.dense_bytes)
-            arrays, changed = _prepare_record(opened, record, tensors, settings)
-            writer.write_record(record, plan.layouts[record], arrays)
-            negative_zeros += changed
-            done += sum(array.nbytes for array in arrays.values())
-            del arrays  # or it would still be here while the next record is read
-        report("done", done, plan.dense_bytes)
-        made = {
-            "by": f"endor_jax {VERSION}",
-            "source": str(opened.path.resolve()),
-            "settings": asdict(settings),
-            "negative_zeros": negative_zeros,
-        }
-        manifest = writer.finish(model=config, made=made)
-    return Conversion(Path(destination), manifest, plan.dense_bytes, negative_zeros)
-
-
-def _prepare_record(
-    source: Source, record: str, tensors: Mapping[str, str], settings: ConvertSettings
-) -> tuple[dict[str, np.ndarray], int]:
-    """The arrays of a record by tensor, and how many −0.0 were changed in them."""
-    prepared = {
-        tensor: prepare(source, name, Place(record, tensor), settings=settings)
-        for tensor, name in tensors.items()
-    }
-    arrays = {tensor: p.array for tensor, p in prepared.items()}
-    return arrays, sum(p.negative_zeros for p in prepared.values())
-
-
-def survey(source: Source, settings: ConvertSettings, report: Progress) -> Survey:
-    """Finds all tensors, chooses a codec per role and lays every record out. Reads only the samples."""
-    names = _located(source)
-    total = sum(
-        array_bytes(*_stored(source, name, settings)) for named in names.values() for name in named.values()
+        plan, files = _prepared(opened, Path(destination), settings, resume, report)
+        if announce is not None:
+            announce(plan)
+        job = _job(plan, files, settings)
+        with CheckpointWriter(destination, job=job, resume=resume) as writer:
+            resumed = writer.finished_parts
+            for name, data in files.items():
+                writer.write_file(name, data)
+            negative_zeros = _write_records(opened, plan, settings, writer, report)
+            made = {
+                "by": f"endor_jax {VERSION}",
+                "source": str(opened.path.resolve()),
+                "settings": asdict(settings),
+                "negative_zeros": negative_zeros,
+            }
+            manifest = writer.finish(model=_config(opened, settings), made=made)
+    return Conversion(
+        Path(destination),
+        manifest,
+        plan.dense_bytes,
+        negative_zeros,
+        resumed,
+        plan.expected_peak_bytes,
+        peak_host_bytes(),
     )
-    sampled = _sampled_records(list(names))
-    codecs: dict[tuple[str, str, tuple[int, ...], str], Codec | None] = {}
-    sparsity: dict[tuple[str, str], float] = {}
-    for record, tensors in names.items():
-        for tensor, name in tensors.items():
-            shape, dtype = _stored(source, name, settings)
-            role = (_kind(record), tensor, shape, dtype)
-            if role in codecs:
-                continue
-            report(f"choosing codecs: {_kind(record)} {tensor}", 0, total)
-            places = {
-                Place(r, tensor): names[r][tensor]
-                for r in sampled[_kind(record)]
-                if tensor in names[r] and _stored(source, names[r][tensor], settings) == (shape, dtype)
-            } or {Place(record, tensor): name}
-            codecs[role], sparsity[_kind(record), tensor] = _choose(source, places, settings)
-    specs = {
-        record: {
-            tensor: TensorSpec(shape, dtype, codecs[_kind(record), tensor, shape, dtype])
-            for tensor, name in tensors.items()
-            for shape, dtype in [_stored(source, name, settings)]
-        }
-        for record, tensors in names.items()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+def _prepared(
+    source: Source, destination: Path, settings: ConvertSettings, resume: bool, report: Progress
+) -> tuple[Survey, dict[str, bytes]]:
+    """The survey and the files to keep beside the weights, once the destination can take them."""
+    check_apart(source.path, destination)
+    check_destination(destination, resume=resume)
+    plan = survey(source, settings, report)
+    files = source.files() | {"config.json": json.dumps(_config(source, settings), indent=2).encode()}
+    # What an interrupted conversion left is either kept or removed first.
+    need = disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
+    check_room(destination, need)
+    return plan, files
+
+
+def _job(plan: Survey, files: Mapping[str, bytes], settings: ConvertSettings) -> dict[str, Any]:
+    """What must be the same for an interrupted conversion to be gone on with; the tensors' own bytes are
+    compared record by record."""
+    return {
+        "by": "conversion",
+        "version": VERSION,
+        "settings": asdict(settings),
+        "files": {name: digest_bytes(data) for name, data in files.items()},
+        "layouts": {name: _described(layout) for name, layout in plan.layouts.items()},
     }
-    return Survey(names, record_layouts(specs), sparsity, total)
 
 
-def _located(source: Source) -> dict[str, dict[str, str]]:
-    """Source names by record and tensor, once config, names and shapes are what the model code knows."""
-    decoder = models.decoder(models.from_hf(source.config))
-    matrix = {"weight": (decoder.config.vocabulary_size, decoder.config.hidden_size)}
-    shapes = {"stem": decoder.stem_shapes, "layers": decoder.block_shapes, "final": decoder.final_shapes}
-    shapes |= dict.fromkeys(VOCABULARY, matrix)
-    names: dict[str, dict[str, str]] = {}
-    for place, name in locate(source).items():
-        expected = shapes[_kind(place.record)][place.tensor]
-        if source.tensors[name].shape != expected:
-            raise InvalidInputError(
-                f"tensor {name!r} of {source.path}",
-                got=f"shape {source.tensors[name].shape}",
-                expected=f"{expected}, by config.json",
-                fix="check that config.json belongs to these weights",
-            )
-        names.setdefault(place.record, {})[place.tensor] = name
-    return names
+def _described(layout: RecordLayout) -> dict[str, str]:
+    """A layout in words: for the journal, and for whoever reads where it differs."""
+    return {"parts": str(layout.parts)} | {
+        name: f"{tensor.dtype} {tensor.shape} {getattr(getattr(tensor, 'codec', None), 'name', 'dense')}"
+        for name, tensor in layout.tensors
+    }
 
 
-def _choose(
-    source: Source, places: Mapping[Place, str], settings: ConvertSettings
-) -> tuple[Codec | None, float]:
-    """The codec of one role and its fraction of zeros, from samples of the tensors at some places."""
-    samples = [
-        _sample(prepare(source, name, place, settings=settings).array) for place, name in places.items()
-    ]
-    nonzero = sum(int(np.count_nonzero(bits_of(sample))) for sample in samples)
-    return codec_for(samples, settings.values), 1 - nonzero / sum(sample.size for sample in samples)
+def _write_records(
+    source: Source, plan: Survey, settings: ConvertSettings, writer: CheckpointWriter, report: Progress
+) -> int:
+    """Writes every record, or keeps what is there of it; how many −0.0 were changed."""
+    done = negative_zeros = 0
+    for record, tensors in plan.names.items():
+        layout = plan.layouts[record]
+        report(f"encoding {record}", done, plan.dense_bytes)
+        missing, notes = writer.missing(record, layout), writer.notes(record, layout)
+        if missing:
+            prepared = {
+                tensor: prepare(source, name, Place(record, tensor), settings=settings)
+                for tensor, name in tensors.items()
+            }
+            note = _note(prepared)
+            _check_source(source, tensors, notes, note["source"])
+            arrays = {tensor: it.array for tensor, it in prepared.items()}
+            del prepared
+            writer.write_record(record, layout, arrays, note=note)
+            del arrays  # or it would still be here while the next record is read
+        else:
+            digests = {tensor: source_digest(source.read(name)) for tensor, name in tensors.items()}
+            _check_source(source, tensors, notes, digests)
+            note = notes[0]
+            writer.write_record(record, layout, {})
+        negative_zeros += note["negative_zeros"]
+        done += layout.dense_bytes
+    report("done", done, plan.dense_bytes)
+    return negative_zeros
+
+
+def _note(prepared: Mapping[str, Prepared]) -> dict[str, Any]:
+    """What the journal keeps of a record besides its parts."""
+    return {
+        "source": {tensor: it.digest for tensor, it in prepared.items()},
+        "negative_zeros": sum(it.negative_zeros for it in prepared.values()),
+    }
+
+
+def _check_source(
+    source: Source,
+    names: Mapping[str, str],
+    notes: list[Mapping[str, Any]],
+    digests: Mapping[str, str],
+) -> None:
+    """Raises ResumeError, naming the tensor, unless finished parts were made of the bytes that are there."""
+    for note in notes:
+        for tensor, digest in note["source"].items():
+            if digests[tensor] != digest:
+                raise ResumeError(
+                    f"tensor {names[tensor]!r} of {source.path}",
+                    got="other bytes than when the conversion was interrupted",
+                    expected="the same source",
+                    fix="put the old source back, or remove the destination and begin again",
+                )
 
 
 def _config(source: Source, settings: ConvertSettings) -> dict[str, Any]:
@@ -201,30 +210,3 @@ def _config(source: Source, settings: ConvertSettings) -> dict[str, Any]:
         return source.config
     key = "torch_dtype" if "torch_dtype" in source.config else "dtype"
     return source.config | {key: settings.dtype}
-
-
-def _stored(source: Source, name: str, settings: ConvertSettings) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype that a tensor will have in the checkpoint."""
-    info = stored_info(source, name, settings.dtype)
-    return info.shape, info.dtype
-
-
-def _sampled_records(records: list[str]) -> dict[str, list[str]]:
-    """By kind of record, those whose tensors stand for all: the first, the middle and the last."""
-    kinds: dict[str, list[str]] = {}
-    for record in records:
-        kinds.setdefault(_kind(record), []).append(record)
-    return {
-        kind: list(dict.fromkeys([group[0], group[len(group) // 2], group[-1]]))
-        for kind, group in kinds.items()
-    }
-
-
-def _sample(array: np.ndarray) -> np.ndarray:
-    """The rows of a matrix that a codec is chosen by: no more need stay in memory. Anything else as it is."""
-    return sample_rows(array) if array.ndim == 2 else array
-
-
-def _kind(record: str) -> str:
-    """ "layers" for "layers.3"; other records are their own kind."""
-    return record.split(".")[0]

@@ -1,7 +1,11 @@
-"""One tensor of a source, as it will be stored: cast, pruned, without −0.0. Pure but for the reading."""
+"""One tensor of a source, as it will be stored: cast, pruned, without −0.0. A block of rows at a time.
+
+What a source reads is memory of our own, so it is worked on in place; only a cast needs a second array.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +16,47 @@ from endor_jax.errors import InvalidInputError
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
 from endor_jax.sources.mapping import Place
 from endor_jax.sources.source import Source
+from endor_jax.store.digest import digest_bytes
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements worked on at a time; the temporaries of pruning take about 24 bytes for each."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The array to store, and how many −0.0 became +0.0 in it."""
+    """The array to store, how many −0.0 became +0.0 in it, and the digest of the bytes that were read."""
 
     array: np.ndarray
     negative_zeros: int
+    digest: str
 
 
 def prepare(source: Source, name: str, place: Place, *, settings: ConvertSettings) -> Prepared:
     """Reads a tensor and applies the settings that concern it.
 
-    Raises InvalidInputError if the cast would turn a finite value into an infinity.
+    Raises InvalidInputError if the cast would turn a finite value into an infinity, or if NaN would be
+    pruned.
     """
-    array = cast(source.read(name), name, settings.dtype)
+    read = source.read(name)
+    digest = source_digest(read)
+    array = np.require(cast(read, name, settings.dtype), requirements=["C", "W"])
+    del read
     if prunable(place, array.shape) and settings.sparsity is not None:
-        array = apply_mask(array, magnitude_mask(array, settings.sparsity))
+        for block in _blocks(array):
+            block[:] = apply_mask(block, magnitude_mask(block, settings.sparsity))
     if settings.keep_negative_zero or array.dtype.name not in FLOAT_FORMATS:
-        return Prepared(array, 0)
-    bits = bits_of(array)
-    negative = bits == bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
-    count = int(np.count_nonzero(negative))
-    return Prepared(np.where(negative, bits.dtype.type(0), bits).view(array.dtype) if count else array, count)
+        return Prepared(array, 0, digest)
+    count = 0
+    for block in _blocks(bits_of(array)):
+        negative = block == block.dtype.type(1 << (8 * block.dtype.itemsize - 1))
+        count += int(np.count_nonzero(negative))
+        block[negative] = 0
+    return Prepared(array, count, digest)
+
+
+def source_digest(array: np.ndarray) -> str:
+    """The digest of a tensor's bytes as it was read."""
+    return digest_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def prunable(place: Place, shape: tuple[int, ...]) -> bool:
@@ -47,14 +68,28 @@ def cast(array: np.ndarray, name: str, dtype: str | None) -> np.ndarray:
     """The array in another float format, rounded to nearest even; as it is for None or a non-float array."""
     if dtype is None or array.dtype.name == dtype or array.dtype.name not in FLOAT_FORMATS:
         return array
+    result = np.empty(array.shape, dtype_from_name(dtype))
+    overflowed = 0
     with np.errstate(over="ignore"):
-        result = array.astype(dtype_from_name(dtype))
-    overflowed = np.isinf(result.astype(np.float32)) & np.isfinite(array.astype(np.float32))
-    if overflowed.any():
+        for block, before in zip(_blocks(result), _blocks(array), strict=True):
+            block[...] = before.astype(block.dtype)
+            infinite = np.isinf(block.astype(np.float32)) & np.isfinite(before.astype(np.float32))
+            overflowed += int(np.count_nonzero(infinite))
+    if overflowed:
         raise InvalidInputError(
             f"tensor {name!r}",
-            got=f"{int(overflowed.sum())} values too large for {dtype}",
+            got=f"{overflowed} values too large for {dtype}",
             expected="finite values",
             fix="use --dtype bfloat16 or float32",
         )
     return result
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of whole rows of an array, about BLOCK_ELEMENTS each; a scalar or an empty array as it is."""
+    if array.ndim == 0 or array.size == 0:
+        yield array
+        return
+    step = max(1, BLOCK_ELEMENTS * array.shape[0] // array.size)
+    for row in range(0, array.shape[0], step):
+        yield array[row : row + step]

@@ -37,31 +37,32 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
     for every float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless.
     The codec of a role (a leaf name with its shape) is settled where it first occurs, so that equal layers
     share one compiled step; with "auto", a layer that it would inflate gets its own.
-    Raises DestinationExistsError, UnsupportedError for leaves the format cannot hold, InvalidInputError for
-    an empty sequence.
+    What an interrupted `save` leaves cannot be gone on with: its layers came from a running program.
+    Raises DestinationExistsError, DestinationBusyError, StorageError, UnsupportedError for leaves the format
+    cannot hold, InvalidInputError for an empty sequence.
     """
-    writer = CheckpointWriter(path)
-    codecs: dict[tuple[str, tuple[int, ...], str], Codec | None] = {}
-    count = 0
-    for count, layer in enumerate(layers, 1):
-        arrays = {name: _array(name, leaf) for name, leaf in named_leaves(layer).items()}
-        specs = {}
-        for name, array in arrays.items():
-            role = (name, array.shape, array.dtype.name)
-            if role not in codecs:
-                codec = codecs[role] = codec_for([array], values)
-            else:
-                codec = codecs[role]
-                if codec is not None and values == "auto" and not saves(codec, [array]):
-                    # Nothing like the layer that its role was settled on: better another signature.
-                    codec = codec_for([array], values)
-            specs[name] = TensorSpec(array.shape, array.dtype.name, codec)
-        writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
-    if count == 0:
-        raise InvalidInputError(
-            "save", got="no layers", expected="at least one", fix="pass one tree per layer"
-        )
-    return writer.finish(made={"by": "endor_jax.save", "values": values})
+    with CheckpointWriter(path, job={"by": "save"}) as writer:
+        codecs: dict[tuple[str, tuple[int, ...], str], Codec | None] = {}
+        count = 0
+        for count, layer in enumerate(layers, 1):
+            arrays = {name: _array(name, leaf) for name, leaf in named_leaves(layer).items()}
+            specs = {}
+            for name, array in arrays.items():
+                role = (name, array.shape, array.dtype.name)
+                if role not in codecs:
+                    codec = codecs[role] = codec_for([array], values)
+                else:
+                    codec = codecs[role]
+                    if codec is not None and values == "auto" and not saves(codec, [array]):
+                        # Nothing like the layer that its role was settled on: better another signature.
+                        codec = codec_for([array], values)
+                specs[name] = TensorSpec(array.shape, array.dtype.name, codec)
+            writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
+        if count == 0:
+            raise InvalidInputError(
+                "save", got="no layers", expected="at least one", fix="pass one tree per layer"
+            )
+        return writer.finish(made={"by": "endor_jax.save", "values": values})
 
 
 def _array(name: str, leaf: Any) -> np.ndarray:

@@ -1,74 +1,187 @@
-"""Writing a checkpoint: records as they come, the manifest last."""
+"""Writing a checkpoint: records as they come, the manifest last; what was interrupted can be gone on with.
+
+Every part is noted in the journal (`journal.py`) once it is on disk. A writer with the same job finds them
+there, checks them against their digests and writes only the others, so that the checkpoint is byte for byte
+that of an uninterrupted run. Until the manifest is there the directory is no checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from endor_jax.arrays import round_up
-from endor_jax.errors import DestinationExistsError
-from endor_jax.format.encode import encode_record, with_escapes
+from endor_jax.errors import EndorError, StorageError
+from endor_jax.format.encode import counts_of, encode_part, with_escapes
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.tree import Shape
+from endor_jax.store.destination import check_destination, check_job, known_entries
 from endor_jax.store.digest import digest_bytes, digest_chunks
-from endor_jax.store.manifest import Manifest, Part, Signature, StoredRecord, size_classes, write_manifest
-from endor_jax.store.part import METADATA_FILE, PAGE_BYTES, chunk_bytes_for, write_part
+from endor_jax.store.finished import FinishedPart, from_entry, is_sound, rest_of, to_entry
+from endor_jax.store.journal import JOURNAL_VERSION, Journal
+from endor_jax.store.manifest import (
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    PARTS,
+    Manifest,
+    Part,
+    Signature,
+    StoredRecord,
+    size_classes,
+    write_manifest,
+)
+from endor_jax.store.part import METADATA_FILE, PAGE_BYTES, chunk_bytes_for, file_bytes, write_part
 
-PARTS = "parts"
+MANIFEST_BYTES_PER_PART = 4096
+"""What manifest and journal say about a part, about."""
 
 
 class CheckpointWriter:
     """A directory that becomes a checkpoint when `finish` is called, and is none before.
 
-    Holds one record at a time. Raises DestinationExistsError unless the directory is absent or empty.
+    Holds one part besides the arrays it is given. job: JSON that says what is made from what and how; its
+    "files" are the names of files that will be kept beside the parts. resume: go on with what a writer of the
+    same job has left. It is locked until `finish` or `close`.
+
+    Raises DestinationExistsError if something else is there, or leftovers that may not be gone on with;
+    ResumeError if they are those of another job; DestinationBusyError if another process is writing there;
+    StorageError, in every method, if the file system refuses.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(
+        self, path: str | os.PathLike[str], *, job: Mapping[str, Any] | None = None, resume: bool = False
+    ):
         self.path = Path(path)
-        check_destination(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._resume = resume
         self._written: list[_Written] = []
         self._files: dict[str, str] = {}
+        self._finished: dict[str, FinishedPart] = {}
+        self._checked: set[str] = set()
+        self._begun = False
+        check_destination(self.path, resume=resume)
+        with self._storage("a directory"):
+            self._made = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self.path)
+        try:
+            self._begin({"journal": JOURNAL_VERSION} | dict(job or {}))
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, job: dict[str, Any]) -> None:
+        """Takes over what is finished and clears away what is not. Under the lock."""
+        header = self._journal.header
+        check_destination(self.path, resume=self._resume, header=header, locked=True)
+        if header is not None and (self._journal.entries or (self.path / MANIFEST_FILE).exists()):
+            check_job(self.path, header, job)
+            found = [from_entry(self.path, entry) for entry in self._journal.entries]
+            self._finished = {finished.part.path: finished for finished in found}
+        with self._storage("the journal"):
+            self._clear(header, keep=self._finished)
+            if not self._finished:  # nothing to lose: whatever was begun here may be begun otherwise
+                self._journal.start(job)
+        self._begun = True
+
+    def _clear(self, header: Mapping[str, Any] | None, *, keep: Mapping[str, FinishedPart]) -> None:
+        """Removes what a writer with this header may have left half done."""
+        for name in known_entries(self.path, header):
+            if name not in keep and name not in (JOURNAL_FILE, MANIFEST_FILE):
+                _remove(self.path / name)
+
+    @property
+    def finished_parts(self) -> int:
+        """How many parts are on disk."""
+        return len(self._finished)
+
+    def missing(self, name: str, layout: RecordLayout) -> tuple[int, ...]:
+        """The parts of a record that are still to be written; finished ones are checked against their
+        digests first, and removed if they do not agree."""
+        for index in range(layout.parts):
+            path = _part_path(name, index)
+            if path in self._finished and path not in self._checked:
+                if not is_sound(self.path, self._finished[path]):
+                    del self._finished[path]
+                    with self._storage("over a damaged part"):
+                        _remove(self.path / path)
+                self._checked.add(path)
+        return tuple(g for g in range(layout.parts) if _part_path(name, g) not in self._finished)
+
+    def notes(self, name: str, layout: RecordLayout) -> list[Mapping[str, Any]]:
+        """What was noted with the finished parts of a record."""
+        finished = [self._finished.get(_part_path(name, index)) for index in range(layout.parts)]
+        return [part.note for part in finished if part is not None]
 
     def write_record(
-        self, name: str, layout: RecordLayout, arrays: Mapping[str, np.ndarray], *, tree: Shape = None
+        self,
+        name: str,
+        layout: RecordLayout,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        tree: Shape = None,
+        note: Mapping[str, Any] | None = None,
     ) -> StoredRecord:
-        """Encodes and writes one record; returns its entry (buffer sizes are settled by `finish`).
+        """Encodes and writes what is missing of a record; returns its entry (`finish` settles buffer sizes).
 
-        tree: how the tensors make up a parameter tree (`format/tree.py`).
+        arrays: by tensor; may be empty if nothing is missing. tree: how the tensors make up a parameter tree
+        (`format/tree.py`). note: JSON for the journal, that `notes` gives back to whoever goes on.
         """
-        encoded = encode_record(layout, arrays)
-        parts = tuple(self._write_part(f"{PARTS}/{name}.{g}", words) for g, words in enumerate(encoded.parts))
-        record = StoredRecord(name, 0, parts, encoded.stats)
-        self._written.append(_Written(record, layout, tree, encoded.escapes))
+        for index in self.missing(name, layout):
+            self._write_part(name, layout, arrays, index=index, note=note or {})
+        parts = [self._finished[_part_path(name, index)] for index in range(layout.parts)]
+        for part in parts:
+            self._files[f"{part.part.path}/{METADATA_FILE}"] = part.metadata
+        stats, escapes = counts_of([(part.stats, part.escapes) for part in parts])
+        record = StoredRecord(name, 0, tuple(part.part for part in parts), stats)
+        self._written.append(_Written(record, layout, tree, escapes))
         return record
 
-    def _write_part(self, path: str, words: np.ndarray) -> Part:
-        data = words.view(np.uint8)
-        write_part(self.path / path, data)
-        # The data file is covered by the digests of its chunks; its index by the crc32c that zarr3 keeps.
-        self._files[f"{path}/{METADATA_FILE}"] = digest_bytes((self.path / path / METADATA_FILE).read_bytes())
-        chunk = chunk_bytes_for(data.shape[0])
-        return Part(path, data.shape[0], 0, chunk, digest_chunks(data, chunk))
+    def _write_part(
+        self,
+        name: str,
+        layout: RecordLayout,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        index: int,
+        note: Mapping[str, Any],
+    ) -> None:
+        encoded = encode_part(layout, arrays, index)
+        data = encoded.words.view(np.uint8)
+        length, path = data.shape[0], _part_path(name, index)
+        with self._storage(f"{length:,} bytes of {path}"):
+            write_part(self.path / path, data)
+            chunk = chunk_bytes_for(length)
+            # The data file is covered by the digests of its chunks; its index by the crc32c that zarr3 keeps.
+            part = Part(path, length, 0, chunk, digest_chunks(data, chunk))
+            metadata = digest_bytes((self.path / path / METADATA_FILE).read_bytes())
+            rest = rest_of(self.path, part)
+            finished = FinishedPart(part, metadata, rest, encoded.stats, encoded.escapes, note)
+            self._journal.add(to_entry(finished))
+        self._finished[path] = finished
+        self._checked.add(path)
 
     def write_file(self, name: str, data: bytes) -> None:
         """Writes a file that is kept as it is: tokenizer, config."""
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._storage(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         self._files[name] = digest_bytes(data)
 
     def finish(self, *, model: dict[str, Any] | None = None, made: Mapping[str, Any]) -> Manifest:
-        """Settles signatures and size classes over all records and writes the manifest."""
+        """Settles signatures and size classes over all records, writes the manifest, ends the journal."""
         groups: dict[tuple[RecordLayout, str], list[_Written]] = {}
         for written in self._written:
             groups.setdefault(written.key, []).append(written)
@@ -78,20 +191,70 @@ class CheckpointWriter:
             settled |= {record.name: record for record in _settle([w.record for w in group], index)}
         records = tuple(settled[written.record.name] for written in self._written)
         manifest = Manifest(signatures, records, model, dict(self._files), dict(made))
-        write_manifest(self.path, manifest)
+        with self._storage(MANIFEST_FILE):
+            write_manifest(self.path, manifest)
+            self._journal.remove()
         return manifest
 
+    def close(self) -> None:
+        """Lets go of the lock. Finished parts stay to be gone on with; a beginning without any is removed."""
+        if not self._journal.locked:
+            return
+        with suppress(OSError):  # only to leave no litter; what a file system refuses has been told already
+            if self._begun and not self._finished and not (self.path / MANIFEST_FILE).exists():
+                self._clear(self._journal.header, keep={})
+                self._journal.remove()
+            elif self._journal.empty:  # made for its lock alone
+                self._journal.remove()
+            if self._made:
+                self.path.rmdir()
+        self._journal.close()
 
-def check_destination(path: Path) -> None:
-    """Raises DestinationExistsError unless a checkpoint can be written to `path`: nothing is there, or an
-    empty directory."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DestinationExistsError(
-            f"destination {path}",
-            got="a directory that is not empty" if path.is_dir() else "a file",
-            expected="a path where nothing is yet",
-            fix="choose another path, or remove it first",
-        )
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _storage(self, what: str) -> Iterator[None]:
+        """Turns what a file system refuses into one error that says how to go on."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, EndorError) and not isinstance(error, StorageError):
+                raise
+            again = "run the same command again: it goes on where it stopped"
+            raise StorageError(
+                f"destination {self.path}",
+                got=error.got if isinstance(error, StorageError) else error.strerror or str(error),
+                expected=f"to write {what}",
+                fix="make room, or lift what refuses; then "
+                + (again if self._resume else "remove the directory and begin again"),
+            ) from error
+
+
+def disk_bytes(expected: Manifest) -> int:
+    """Bytes that all files of a checkpoint with such a manifest take on disk, about: whole pages."""
+    parts = [round_up(file_bytes(part.length_bytes), PAGE_BYTES) + PAGE_BYTES for part in expected.parts]
+    return sum(parts) + MANIFEST_BYTES_PER_PART * len(parts)
+
+
+def _part_path(record: str, index: int) -> str:
+    return f"{PARTS}/{record}.{index}"
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

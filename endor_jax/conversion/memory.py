@@ -1,0 +1,40 @@
+"""What a conversion takes of memory, said before it starts.
+
+Resident memory of the whole process: what it has now (Python and the libraries), and at most the record in
+work as it will be stored, with either the tensor that is being read, or the pieces of the part that is being
+encoded and the part itself. Pages that the system caches do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from endor_jax.conversion.estimate import stored_info
+from endor_jax.memory import peak_host_bytes, resident_bytes
+from endor_jax.sources.gguf import GgufSource
+from endor_jax.sources.source import Source
+from endor_jax.store.manifest import Manifest
+
+ALLOWANCE_BYTES = 96 * 2**20
+"""Blocks in work, and what malloc keeps for later."""
+GGUF_COPIES = 3
+"""Blocks on disk, groups of rows expanded, the whole array: `gguf` holds all three for a moment."""
+
+
+def peak_bytes(
+    source: Source, names: Mapping[str, Mapping[str, str]], expected: Manifest, *, dtype: str | None
+) -> int:
+    """A bound on the peak resident memory of this process, if it converts `source` as planned.
+
+    names: of the source, by record and tensor. expected: the manifest to expect. dtype: of the settings.
+    """
+    copies = GGUF_COPIES if isinstance(source, GgufSource) else 1
+    most = 0
+    for record in expected.records:
+        held = 0
+        for name in names[record.name].values():
+            read, stored = source.tensors[name], stored_info(source, name, dtype)
+            most = max(most, held + copies * read.nbytes + (stored.nbytes if stored != read else 0))
+            held += stored.nbytes
+        most = max(most, held + 2 * max(part.length_bytes for part in record.parts))
+    return max(peak_host_bytes(), resident_bytes() + most + ALLOWANCE_BYTES)

@@ -1,0 +1,127 @@
+"""Whether a path can be written to: what is there already, whose it is, and whether there is room."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from endor_jax.errors import DestinationExistsError, ResumeError, StorageError
+from endor_jax.store.journal import Entry, peek
+from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
+
+_PART = re.compile(r".+\.\d+")
+_TEMPORARY = f"{MANIFEST_FILE}.tmp"
+
+
+def check_destination(
+    path: Path, *, resume: bool = False, header: Entry | None = None, locked: bool = False
+) -> None:
+    """Raises unless a checkpoint can be written to `path`: nothing is there, an empty directory or, with
+    `resume`, what an interrupted writer left.
+
+    header, locked: the first line of the journal, from whoever holds the lock on it. Reads only. Raises
+    DestinationExistsError, or DestinationBusyError if a writer is at work there.
+    """
+    if not locked:
+        header = peek(path)
+    if not path.is_dir():
+        if os.path.lexists(path):
+            raise _exists(path, "a file")
+        return
+    names = {entry.name for entry in path.iterdir()} - ({JOURNAL_FILE} if locked else set())
+    if header is None:
+        if names - {JOURNAL_FILE} or (names and not _is_blank(path / JOURNAL_FILE)):
+            raise _exists(path, "a directory that is not empty")
+        return
+    foreign = sorted(names - {name.split("/")[0] for name in known_entries(path, header)} - {PARTS})
+    foreign += [f"{PARTS}/{name}" for name in _inside(path / PARTS) if not _PART.fullmatch(name)]
+    if foreign:
+        raise _exists(path, f"{foreign[0]!r} beside what an interrupted conversion left")
+    if not resume and any(_inside(path / PARTS)):
+        raise DestinationExistsError(
+            f"destination {path}",
+            got=f"what an interrupted {header.get('by', 'writer')} left",
+            expected="a path where nothing is yet",
+            fix="remove it first, or, if it was a conversion, go on with it (without --no-resume)",
+        )
+
+
+def _is_blank(journal: Path) -> bool:
+    """Whether a journal has no whole first line because it was killed in it: there is nothing to lose."""
+    return b"\n" not in journal.read_bytes()
+
+
+def _inside(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+
+
+def known_entries(path: Path, header: Entry | None) -> list[str]:
+    """What lies in `path` that a writer with this journal may have put there: files, and parts."""
+    if header is None:
+        return []
+    files = header.get("files")
+    names = [JOURNAL_FILE, MANIFEST_FILE, _TEMPORARY, *(files if isinstance(files, dict) else ())]
+    # The journal may have come from outside: what it names must not make us touch files elsewhere.
+    names = [name for name in names if Path(name).name == name and os.path.lexists(path / name)]
+    return names + [f"{PARTS}/{name}" for name in _inside(path / PARTS) if _PART.fullmatch(name)]
+
+
+def _exists(path: Path, got: str) -> DestinationExistsError:
+    return DestinationExistsError(
+        f"destination {path}",
+        got=got,
+        expected="a path where nothing is yet",
+        fix="choose another path, or remove it first",
+    )
+
+
+def check_job(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ResumeError, naming the first difference, unless a journal is that of the same job."""
+    now = json.loads(json.dumps(now))  # tuples become lists, as they were read
+    difference = _difference(before, now)
+    if difference is not None:
+        name, old, new = difference
+        raise ResumeError(
+            f"destination {path}",
+            got=f"{name} {new}",
+            expected=f"{old}, as when it was interrupted",
+            fix="go on as it was begun, or remove the directory and begin again",
+        )
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, str, str] | None:
+    """Name, old and new value of the first member in which two JSON values differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in [*before, *(key for key in now if key not in before)]:
+            deeper = _difference(before.get(key), now.get(key), f"{name} {key}".strip())
+            if deeper is not None:
+                return deeper
+        return None
+    return None if before == now else (name, repr(before), repr(now))
+
+
+def check_room(path: Path, need_bytes: int) -> None:
+    """Raises StorageError unless the file system of `path` has room for so many bytes more."""
+    there = path
+    while not there.exists():
+        there = there.absolute().parent
+    system = os.statvfs(there)
+    free = system.f_bavail * system.f_frsize
+    if need_bytes > free:
+        raise StorageError(
+            f"destination {path}",
+            got=f"{free:,} bytes free on its file system",
+            expected=f"about {need_bytes:,} to write",
+            fix="make room, or choose another place; nothing was written",
+        )
+
+
+def taken_bytes(path: Path) -> int:
+    """Bytes that the files below a path take."""
+    if not path.is_dir():
+        return 0
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
