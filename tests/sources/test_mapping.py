@@ -189,6 +189,24 @@ def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
             locate(open_source(tmp_path / name))
 
 
+def test_of_a_tied_pair_either_may_be_there(tmp_path: Path) -> None:
+    config = CONFIGS["llama tied"]
+    names = all_names(config)
+    names["lm_head.weight"] = names.pop("model.embed_tokens.weight")
+    write(tmp_path, config, names)
+    found = locate(open_source(tmp_path))
+    assert found[Place("embedding", "weight")] == "lm_head.weight"
+    assert Place("head", "weight") not in found
+
+
+@pytest.mark.parametrize("layers", [10**12, 0, -1, True, 2.0, None, "2"])
+def test_number_of_layers_that_cannot_be(tmp_path: Path, layers: Any) -> None:
+    config = LLAMA | {"num_hidden_layers": layers}
+    write(tmp_path, config, all_names(LLAMA))
+    with pytest.raises(InvalidInputError, match="num_hidden_layers"):
+        locate(open_source(tmp_path))
+
+
 def test_source_without_a_known_family(tmp_path: Path) -> None:
     write(tmp_path, {}, {"w": np.ones(2, np.float32)})
     with pytest.raises(UnsupportedError, match="model_type"):

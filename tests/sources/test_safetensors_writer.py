@@ -170,11 +170,9 @@ def test_full_disk_is_found_beforehand(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, data: memoryview) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     class Full(io.FileIO):
-        write = full
+        def write(self, data: object, /) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("endor_jax.sources.partial_files.FileIO", Full)
     with pytest.raises(StorageError, match=r"No space left on device.*free some space"):
