@@ -115,8 +115,11 @@ def _backend(directory: Path) -> tokenizers.Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
-        # `tokenizers` raises bare Exception for everything its Rust side refuses.
+    except BaseException as error:
+        # `tokenizers` raises bare Exception for what its Rust side refuses; what it trips over itself is a
+        # PanicException, which is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise _unusable(path, str(error)) from error
     # Settings of whoever saved the file; here they would cut or lengthen prompts.
     backend.no_truncation()
@@ -130,7 +133,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise _unusable(path, str(error)) from error
     if not isinstance(value, dict):
         raise _unusable(path, f"a JSON {type(value).__name__}")
@@ -147,7 +150,7 @@ def _ids(config: Mapping[str, Any], key: str, directory: Path) -> tuple[int, ...
     """One id, a list of ids, or nothing."""
     value = config.get(key)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-    if not all(type(index) is int for index in ids):
+    if not all(type(index) is int and index >= 0 for index in ids):
         raise _unusable(directory, f"{key} {value!r}")
     return ids
 
@@ -178,11 +181,19 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, which overrules tokenizer_config.json; of several, the one called "default"."""
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text("utf-8")
+        try:
+            return path.read_text("utf-8")
+        except (ValueError, OSError) as error:
+            raise _unusable(path, str(error)) from error
     template = config.get("chat_template")
     if isinstance(template, Sequence) and not isinstance(template, str):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
+        if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in template):
+            raise _unusable(directory / "tokenizer_config.json", "a chat_template without names")
+        template = {str(entry["name"]): entry["template"] for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise _unusable(
+            directory / "tokenizer_config.json", f"a chat_template of type {type(template).__name__}"
+        )
     return template
 
 

@@ -101,6 +101,12 @@ def test_advice_where_there_is_no_tokenizer_json(tmp_path: Path) -> None:
         ("config.json", "{", "config.json"),
         ("generation_config.json", '{"eos_token_id": ["</s>"]}', "eos_token_id"),
         ("generation_config.json", '{"eos_token_id": 1.5}', "eos_token_id 1.5"),
+        ("generation_config.json", '{"eos_token_id": -1}', "eos_token_id -1"),
+        ("config.json", "[" * 100_000, "config.json"),
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "chat_template of type int"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', "chat_template without names"),
+        ("tokenizer_config.json", '{"chat_template": ["x"]}', "chat_template without names"),
     ],
 )
 def test_broken_files(spm_directory: Path, name: str, content: str, message: str) -> None:
