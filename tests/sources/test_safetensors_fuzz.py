@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ RAW = [
 @st.composite
 def structured(draw: st.DrawFn) -> Content:
     """A valid header with one thing changed to something nasty, its data sometimes changed to fit."""
-    header: dict[str, Any] = {name: dict(entry) for name, entry in HEADER.items()}
+    header: dict[str, Any] = deepcopy(HEADER)
     data, text, length = DATA, b"", None
     match draw(st.integers(0, 7)):
         case 0:
