@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
-from typing import Any
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
 
+if TYPE_CHECKING:
+    from endor_jax.store.reader_choice import Rates
+
 PACKAGES = ("jax", "jaxlib", "flax", "tensorstore", "orbax-checkpoint", "numpy", "tokenizers", "safetensors")
 EXTRAS = {"gguf": "gguf", "cuda": "jax_cuda13_plugin"}
 """Extra -> a module that it brings."""
+SAMPLE_BYTES = 32 * 2**20
+"""Of the file that is written for a moment, to measure the disk of the current directory."""
 
 
-def command(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Report versions, devices, kernels and memory."""
+def command(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="DST", help="A checkpoint, to measure the disk it is on.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Report versions, devices, kernels, memory, and how fast the disk is read."""
     output = Output(as_json, quiet, verbose)
     values = examine()
+    disk = examine_disk() if checkpoint is None else examine_checkpoint(checkpoint)
     if as_json:
-        output.json(values)
+        output.json(values | {"disk": disk})
         return
+    values["disk"] = _disk_lines(disk)
     table = Table(show_header=False, box=None)
     for name, value in values.items():
         shown = value if isinstance(value, list) else [value]
@@ -54,3 +73,67 @@ def examine() -> dict[str, Any]:
         "expand": [f"{device.platform}: {resolve(None, device.platform)}" for device in devices],
         "free_host_memory": format_size(free_host_bytes()),
     }
+
+
+def examine_checkpoint(path: str) -> dict[str, Any]:
+    """How fast the parts of a checkpoint are read, measured anew, and which reader it is opened with."""
+    from endor_jax.store.direct import READERS
+    from endor_jax.store.part import DATA_FILE
+    from endor_jax.store.reader import Checkpoint
+    from endor_jax.store.reader_choice import CANDIDATES, disk_of, measure, remember
+
+    with Checkpoint(path, reader="preadv") as opened:  # checks that there is something to measure
+        parts = [(opened.path / part.path, part.length_bytes) for part in opened.manifest.parts]
+    rates = measure(parts, READERS)
+    if parts:
+        known = {reader: rates[reader] for reader in CANDIDATES if reader in rates}
+        remember(disk_of(parts[0][0] / DATA_FILE), known)
+    with Checkpoint(path) as opened:
+        choice = opened.reader_choice
+    return {"path": path, "rates": _rate_values(rates), "reader": choice.reader, "why": choice.why}
+
+
+def examine_disk() -> dict[str, Any]:
+    """The same for the disk of the current directory, with a file that is written and removed."""
+    import numpy as np
+
+    from endor_jax.errors import EndorError
+    from endor_jax.store.direct import READERS
+    from endor_jax.store.part import write_part
+    from endor_jax.store.reader_choice import choose, measure
+
+    where = os.getcwd()
+    try:
+        with tempfile.TemporaryDirectory(dir=where, prefix=".endor-doctor-") as temporary:
+            part = Path(temporary) / "part"
+            write_part(part, np.frombuffer(np.random.default_rng(0).bytes(SAMPLE_BYTES), np.uint8))
+            rates = measure([(part, SAMPLE_BYTES)], READERS)
+    except (OSError, EndorError) as error:  # a directory that cannot be written, a full disk
+        why = f"not measured: {error}"
+        return {"path": where, "rates": {}, "reader": None, "why": why}
+    fits = choose(rates, read_bytes=0, cache_bytes=1)
+    exceeds = choose(rates, read_bytes=1, cache_bytes=0)
+    reader = fits.reader if fits.reader == exceeds.reader else f"{fits.reader} or {exceeds.reader}"
+    why = f"what the page cache can hold: {fits.reader}, {fits.why}; else {exceeds.reader}, {exceeds.why}"
+    return {"path": where, "rates": _rate_values(rates), "reader": reader, "why": why}
+
+
+def _rate_values(rates: Mapping[str, Rates]) -> dict[str, dict[str, float]]:
+    return {
+        reader: {"cold_bytes_per_second": rate.cold, "warm_bytes_per_second": rate.warm}
+        for reader, rate in rates.items()
+    }
+
+
+def _disk_lines(disk: dict[str, Any]) -> list[str]:
+    from endor_jax.store.direct import READERS
+
+    lines = [disk["path"]]
+    for reader in READERS if disk["rates"] else ():
+        rate = disk["rates"].get(reader)
+        if rate is None:
+            lines.append(f"{reader}: refused by the file system")
+        else:
+            cold, warm = (rate[f"{state}_bytes_per_second"] / 1e9 for state in ("cold", "warm"))
+            lines.append(f"{reader}: {cold:.2f} GB/s cold, {warm:.2f} GB/s warm")
+    return [*lines, f"reader: {disk['reader'] or 'none chosen'} ({disk['why']})"]
