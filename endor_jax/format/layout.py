@@ -149,7 +149,7 @@ def plan_layout(specs: Mapping[str, TensorSpec], *, parts: int = 1) -> RecordLay
 
     Raises UnsupportedError for a tensor that the format cannot hold.
     """
-    matrices = [name for name, spec in specs.items() if spec.codec is not None]
+    matrices = {name: i for i, name in enumerate(n for n, spec in specs.items() if spec.codec is not None)}
     cursor = round_up(2 * len(matrices), SECTION_WORDS)
     tensors: list[tuple[str, TensorLayout]] = []
 
@@ -175,7 +175,7 @@ def plan_layout(specs: Mapping[str, TensorSpec], *, parts: int = 1) -> RecordLay
             codec=spec.codec,
             rows=rows,
             columns=columns,
-            header=2 * matrices.index(name),
+            header=2 * matrices[name],
             bitmap=take(rows * bitmap.words_per_row(columns)) if spec.codec.bitmap else None,
             offsets=take(segments),
             bases=take(-(-segments // 4)) if spec.codec.kind == "packed" else None,

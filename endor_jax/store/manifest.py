@@ -236,7 +236,9 @@ def _build(body: Mapping[str, Any]) -> Manifest:
     paths = [part.path for record in records for part in record.parts]
     if len({record.name for record in records}) < len(records) or len(set(paths)) < len(paths):
         raise ValueError("two records have one name, or two parts one path")
-    for signature, group in zip(signatures, groups, strict=True):
+    for index, (signature, group) in enumerate(zip(signatures, groups, strict=True)):
+        if not group:
+            raise ValueError(f"no record has signature {index}")
         _check_group(signature.layout, group)
     return Manifest(signatures, records, body["model"], body["files"], body["made"])
 
@@ -263,7 +265,7 @@ def _check_group(layout: RecordLayout, records: Sequence[StoredRecord]) -> None:
     """Raises ValueError unless buffers and escape lists of the records of a signature are as long as they
     must be: both become allocations before a byte of the parts is read."""
     parts = [part for record in records for part in record.parts]
-    longest = max((part.length_bytes for part in parts), default=0)
+    longest = max(part.length_bytes for part in parts)
     classes = {part.buffer_bytes for part in parts}
     if not classes <= {round_up(part.length_bytes, PAGE_BYTES) for part in parts}:
         raise ValueError(f"buffers of {sorted(classes)} bytes, which no part of the signature fills")
@@ -272,7 +274,7 @@ def _check_group(layout: RecordLayout, records: Sequence[StoredRecord]) -> None:
     for name, tensor in layout.tensors:
         if isinstance(tensor, FieldLayout):
             words = escape_words(tensor.escape_capacity, tensor.number.bits // 8)
-            most = max((record.stats[name].escapes for record in records), default=0)
+            most = max(record.stats[name].escapes for record in records)
             if tensor.escape_capacity > most or 4 * (layout.streams_start + words) > longest:
                 raise ValueError(f"tensor {name!r} has {tensor.escape_capacity} escapes")
 

@@ -268,6 +268,12 @@ def test_names_occur_once(value: dict[str, Any]) -> None:
         from_json(twice, "here")
 
 
+def test_a_signature_without_records_is_refused(value: dict[str, Any]) -> None:
+    more = signed(value | {"signatures": value["signatures"] * 2})
+    with pytest.raises(CorruptCheckpointError, match=r"no record has signature 1"):
+        from_json(more, "here")
+
+
 def test_unknown_members_are_refused(value: dict[str, Any]) -> None:
     with pytest.raises(CorruptCheckpointError, match=r"the manifest is .*not the members format"):
         from_json(signed(value | {"more": 1}), "here")
