@@ -65,9 +65,15 @@ def known_entries(path: Path, header: Entry | None) -> list[str]:
         return []
     files = header.get("files")
     names = [JOURNAL_FILE, MANIFEST_FILE, _TEMPORARY, *(files if isinstance(files, dict) else ())]
-    # The journal may have come from outside: what it names must not make us touch files elsewhere.
-    names = [name for name in names if Path(name).name == name and os.path.lexists(path / name)]
+    names = [name for name in names if _is_file_in(path, name)]
     return names + [f"{PARTS}/{name}" for name in _inside(path / PARTS) if _PART.fullmatch(name)]
+
+
+def _is_file_in(path: Path, name: str) -> bool:
+    """Whether `name` is a file in a directory: a journal may have come from outside, and what it names must
+    not make us remove anything elsewhere, nor any directory."""
+    inside = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return inside and os.path.lexists(path / name) and ((path / name).is_symlink() or (path / name).is_file())
 
 
 def _exists(path: Path, got: str) -> DestinationExistsError:

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from endor_jax.arrays import round_up
 from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, StorageError
-from endor_jax.store.shard import write_shard
+from endor_jax.store.shard import refusal, write_shard
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 16 * 2**20
@@ -74,7 +74,7 @@ def write_part(directory: Path, data: np.ndarray) -> None:
     except (OSError, ValueError) as error:  # ValueError is all that TensorStore has
         raise StorageError(
             f"part {directory}",
-            got=_first_line(error) if isinstance(error, ValueError) else error.strerror or str(error),
+            got=refusal(error),
             expected=f"to write {data.shape[0]:,} bytes",
             fix="see whether the disk is full or read-only, and that nothing else writes here",
         ) from error

@@ -9,6 +9,7 @@ no bound could be told for a conversion; and it has no error class for a full di
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ def write_shard(path: Path, data: np.ndarray, chunk_bytes: int) -> None:
     temporary.rename(path)
     for directory in (path.parent, path.parent.parent):  # the rename, and the directory it happened in
         sync_directory(directory)
+
+
+def refusal(error: OSError | ValueError) -> str:
+    """What the file system said, in its own words; TensorStore has only a text with a number for it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0]
 
 
 def crc32c(data: bytes) -> int:

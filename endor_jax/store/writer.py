@@ -203,6 +203,8 @@ class CheckpointWriter:
         with suppress(OSError):  # only to leave no litter; what a file system refuses has been told already
             if self._begun and not self._finished and not (self.path / MANIFEST_FILE).exists():
                 self._clear(self._journal.header, keep={})
+                if (self.path / PARTS).is_dir():
+                    (self.path / PARTS).rmdir()
                 self._journal.remove()
             elif self._journal.empty:  # made for its lock alone
                 self._journal.remove()

@@ -9,10 +9,12 @@ import collections
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,7 @@ COMMAND = [
     "--dtype",
     "bfloat16",
 ]
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 MODEL = LLAMA | {"num_hidden_layers": 6, "vocab_size": 1500, "tie_word_embeddings": False}
 
 
@@ -67,16 +70,18 @@ def assert_no_checkpoint_or_a_whole_one(path: Path, expected: dict[str, bytes]) 
         assert found == expected
 
 
-def kill_the_command_line(source: Path, destination: Path, seconds: float) -> None:
-    with subprocess.Popen([*COMMAND, source, destination], stderr=subprocess.DEVNULL) as process:
+def killed_command(source: Path, destination: Path, seconds: float) -> bool:
+    """Whether the command line was still at work when it was killed."""
+    with subprocess.Popen([*COMMAND, source, destination], **QUIET) as process:
         time.sleep(seconds)
         process.kill()
+    return process.returncode == -signal.SIGKILL
 
 
 def test_every_moment_can_be_gone_on_from(tmp_path: Path, server: Server) -> None:
-    source = write_tiny(tmp_path / "source", MODEL, tokenizer=True)
+    source, destination = write_tiny(tmp_path / "source", MODEL, tokenizer=True), tmp_path / "dst"
     start = time.perf_counter()
-    subprocess.run([*COMMAND, source, tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, source, tmp_path / "whole"], check=True, **QUIET)
     command_seconds = time.perf_counter() - start
     expected = contents(tmp_path / "whole")
     whole = server.convert(source, tmp_path / "forked", SETTINGS)
@@ -84,29 +89,34 @@ def test_every_moment_can_be_gone_on_from(tmp_path: Path, server: Server) -> Non
     assert contents(tmp_path / "forked") == expected
     draw = random.Random(KILLS)
     states: collections.Counter[str] = collections.Counter()
-    again = 0
-    for number in range(KILLS):
-        destination = tmp_path / "dst"
-        by_command = number % 20 == 5
-        if by_command:
-            kill_the_command_line(source, destination, draw.uniform(0.3, 1) * command_seconds)
+    again = late = kills = commands = 0
+    while kills < KILLS:
+        if by_command := kills % 20 == 5:
+            struck = killed_command(source, destination, draw.uniform(0.3, 1) * command_seconds)
         else:
-            server.convert(source, destination, SETTINGS, **random_moment(draw, whole))
-        states[state(destination)] += 1
-        assert_no_checkpoint_or_a_whole_one(destination, expected)
-        while draw.random() < 0.4 and state(destination) != "finished":  # the resumed run is struck too
-            server.convert(source, destination, SETTINGS, **random_moment(draw, whole))
-            again += 1
-        if state(destination) != "finished":
-            if by_command:
-                subprocess.run([*COMMAND, source, destination], check=True, stdout=subprocess.DEVNULL)
-            else:
-                assert server.convert(source, destination, SETTINGS)["status"] == 0
-        assert contents(destination) == expected, f"kill {number}: other bytes"
+            moment = random_moment(draw, whole)
+            struck = server.convert(source, destination, SETTINGS, **moment)["status"] != 0
+        if not struck:
+            late += 1  # it was quicker than its killer
+        else:
+            kills += 1
+            commands += by_command
+            states[state(destination)] += 1
+            assert_no_checkpoint_or_a_whole_one(destination, expected)
+            while draw.random() < 0.4 and state(destination) != "finished":  # the resumed run is struck too
+                server.convert(source, destination, SETTINGS, **random_moment(draw, whole))
+                again += 1
+            if state(destination) != "finished":
+                if by_command:
+                    subprocess.run([*COMMAND, source, destination], check=True, **QUIET)
+                else:
+                    assert server.convert(source, destination, SETTINGS)["status"] == 0
+        assert contents(destination) == expected, f"kill {kills}: other bytes"
         shutil.rmtree(destination)
     print(
-        f"\n{KILLS} kills, {again} more of resumed runs; an uninterrupted run makes {whole['events']} changes"
+        f"\n{kills} kills ({commands} of the command line), {again} more of resumed runs, {late} came late;"
     )
+    print(f"an uninterrupted run changes the file system {whole['events']} times; all bytes were the same")
     for where, count in sorted(states.items()):
         print(f"{count:4} {where}")
 
