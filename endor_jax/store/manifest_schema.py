@@ -7,6 +7,7 @@ here, so that the code behind never meets them. Every check raises ValueError sa
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -71,6 +72,8 @@ def _check_signature(value: Any, where: str) -> None:
         _require(len(shape) <= RANK_LIMIT, f"{at}: rank", len(shape), f"at most {RANK_LIMIT}")
         for size in shape:
             _integer(size, f"{at}: shape", 0, COUNT_LIMIT)
+        # Zeros left out: NumPy multiplies what is left, and refuses what overflows.
+        _integer(math.prod(size for size in shape if size), f"{at}: elements", 1, COUNT_LIMIT)
         _require(
             type(tensor["dtype"]) is str and tensor["dtype"] in DTYPES, f"{at}: dtype", tensor["dtype"], "one"
         )

@@ -232,6 +232,7 @@ TENSOR = ("signatures", 0, "tensors", 0)
         ((*TENSOR, "shape"), [2**40, 2**40]),
         ((*TENSOR, "shape"), [10**30, 40]),
         ((*TENSOR, "shape"), [1] * 40),
+        ((*TENSOR, "shape"), [2**62, 2**62, 0]),
         ((*TENSOR, "escapes"), 2**26),
         ((*TENSOR, "escapes"), 5),
         ((*TENSOR, "escapes"), -1),
