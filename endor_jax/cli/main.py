@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from endor_jax.cli import chat, convert, demo, doctor, export, generate, info, perplexity, plan, verify
+from endor_jax.cli import bench, chat, convert, demo, doctor, export, generate, info, perplexity, plan, verify
 from endor_jax.cli.console import interrupted, stop_if_interrupted
 from endor_jax.errors import EndorError
 from endor_jax.version import VERSION
@@ -64,7 +64,7 @@ def _exit(line: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-for module in (convert, export, info, plan, generate, chat, perplexity, doctor, demo, verify):
+for module in (convert, export, info, plan, generate, chat, perplexity, doctor, demo, verify, bench):
     app.command(module.__name__.rsplit(".", 1)[1])(_guarded(module.command))
 
 

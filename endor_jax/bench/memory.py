@@ -1,0 +1,141 @@
+"""Memory as it was stated beforehand, as it is limited, and as it was taken: convert, then generate.
+
+Every figure comes from a fresh process of the command line, so that what one verb leaves in memory is not
+counted for the next; what a process took is its peak resident memory (VmHWM).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from endor_jax.bench.workloads import workload, write_workload
+from endor_jax.errors import EndorError
+from endor_jax.version import VERSION
+
+BUDGET = "300MiB"
+"""Of device and of host memory, for generate."""
+TOKENS = 8
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """One run of one verb. stated_bytes: beforehand, None if it stated nothing; limit_bytes: of the workload,
+    None without; taken_bytes: peak resident memory of the process; seconds: of the process, imports included.
+    """
+
+    verb: str
+    arguments: tuple[str, ...]
+    stated_bytes: int | None
+    limit_bytes: int | None
+    taken_bytes: int
+    seconds: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether no more was taken than was stated and is allowed."""
+        bounds = [bound for bound in (self.stated_bytes, self.limit_bytes) if bound is not None]
+        return all(self.taken_bytes <= bound for bound in bounds)
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """All samples of a measurement, with what they were measured on."""
+
+    model: str
+    samples: tuple[MemorySample, ...]
+    commit: str | None
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; every sample tells whether its bounds were kept."""
+        samples = [asdict(sample) | {"kept": sample.kept} for sample in self.samples]
+        return {"benchmark": "memory"} | asdict(self) | {"samples": samples}
+
+
+def measure_memory(
+    model: str, work_directory: Path, *, report: Callable[[str], None] = lambda what: None
+) -> MemoryRecord:
+    """Makes the workload `model` in `work_directory`, converts it, generates from it.
+
+    The source stays there for the next time; the checkpoint is removed. report: called with what is being
+    done. Raises OptionError for an unknown model, EndorError if a verb fails.
+    """
+    limits = workload(model).limit_bytes
+    source, checkpoint = work_directory / model, work_directory / f"{model}.endor"
+    report(f"making {model}")
+    write_workload(source, model)
+    try:
+        report("convert")
+        convert = ("convert", str(source), str(checkpoint), "--prune", "magnitude", "--sparsity", "0.5")
+        samples = [_sample(convert, "expected_peak_bytes", limits.get("convert"))]
+        report("generate")
+        budgets = ("--device-memory", BUDGET, "--host-memory", BUDGET)
+        prompt = ("-p", "Once upon a time", "--max-tokens", str(TOKENS))
+        generate = ("generate", str(checkpoint), *prompt, *budgets)
+        samples.append(_sample(generate, "expected_peak_host_bytes", limits.get("generate")))
+    finally:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return MemoryRecord(model, tuple(samples), _commit(), _versions(), _machine())
+
+
+def _sample(arguments: Sequence[str], stated: str, limit_bytes: int | None) -> MemorySample:
+    """One verb in a process of its own; `stated` is the member of its JSON that holds what it stated."""
+    command = [sys.executable, "-m", "endor_jax.cli.main", *arguments, "--json", "--quiet"]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise EndorError(
+            f"endor {' '.join(arguments)}",
+            got=f"exit code {done.returncode}: {_said(done.stderr)}",
+            expected="0",
+            fix="run it by itself",
+        )
+    values = json.loads(done.stdout)
+    return MemorySample(
+        arguments[0], tuple(arguments), values.get(stated), limit_bytes, values["peak_host_bytes"], seconds
+    )
+
+
+def _said(stderr: str) -> str:
+    """The line with which a verb failed; what follows it is detail."""
+    lines = stderr.splitlines() or ["nothing said"]
+    return next((line for line in lines if line.startswith("endor: ")), lines[-1])
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this package lies in; None if it lies in none."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "numpy", "tensorstore")
+    return {"python": platform.python_version(), "endor_jax": VERSION} | {
+        name: version(name) for name in packages
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
