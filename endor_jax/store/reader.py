@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +16,8 @@ from endor_jax.errors import InvalidInputError, StreamError
 from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
 from endor_jax.store.damage import check_digests, check_file
-from endor_jax.store.direct import check_length, check_reader, open_part, read_part
+from endor_jax.store.digest import digest_bytes, digest_chunks
+from endor_jax.store.direct import ReadAt, check_length, check_reader, open_part, read_part
 from endor_jax.store.files import inside, read_bytes
 from endor_jax.store.manifest import Manifest, Part, StoredRecord, read_manifest
 from endor_jax.store.part import DATA_FILE, METADATA_FILE, check_part
@@ -67,6 +70,49 @@ class Checkpoint:
         The first time, its digests are compared. Raises IncompleteCheckpointError or CorruptCheckpointError
         naming the file, StreamError after `close`; the buffer's contents are then undefined.
         """
+        directory, data = self.path / part.path, into[: part.length_bytes]
+        first = self._check_metadata(part)
+        read_part(directory, data, reader=self.reader)
+        with self._lock:
+            self.bytes_read += part.length_bytes
+        if first:
+            check_digests(self.path, self.manifest, part, digest_chunks(data, part.chunk_bytes))
+            with self._lock:
+                self._verified.add(part.path)
+
+    @contextmanager
+    def open_part(self, part: Part) -> Iterator[ReadAt]:
+        """A part open for reading pieces of it, with preadv: what is wanted again is in the page cache.
+
+        The first time, it is read as a whole, a chunk at a time, and its digests are compared. Raises as
+        `read_part` does.
+        """
+        directory = self.path / part.path
+        first = self._check_metadata(part)
+        with open_part(directory, part.length_bytes, reader="preadv") as read:
+
+            def read_at(into: np.ndarray, start: int) -> None:
+                read(into, start)
+                with self._lock:
+                    self.bytes_read += into.shape[0]
+
+            if first:
+                self._compare_in_pieces(part, read_at)
+            yield read_at
+
+    def _compare_in_pieces(self, part: Part, read_at: ReadAt) -> None:
+        buffer = np.empty(min(part.chunk_bytes, part.length_bytes), np.uint8)
+        digests = []
+        for start in range(0, part.length_bytes, part.chunk_bytes):
+            piece = buffer[: part.length_bytes - start]
+            read_at(piece, start)
+            digests.append(digest_bytes(piece))
+        check_digests(self.path, self.manifest, part, tuple(digests))
+        with self._lock:
+            self._verified.add(part.path)
+
+    def _check_metadata(self, part: Part) -> bool:
+        """Whether a part has not been verified yet; then its metadata are, here."""
         if self._closed:
             raise StreamError(
                 f"checkpoint {self.path}",
@@ -74,19 +120,12 @@ class Checkpoint:
                 expected="an open checkpoint",
                 fix="use it inside its with block",
             )
-        directory, data = self.path / part.path, into[: part.length_bytes]
         with self._lock:
             first = part.path not in self._verified
         if first:
             self.read_file(f"{part.path}/{METADATA_FILE}")
-            check_part(directory, part.length_bytes, part.chunk_bytes)
-        read_part(directory, data, reader=self.reader)
-        with self._lock:
-            self.bytes_read += part.length_bytes
-        if first:
-            check_digests(self.path, self.manifest, part, data)
-            with self._lock:
-                self._verified.add(part.path)
+            check_part(self.path / part.path, part.length_bytes, part.chunk_bytes)
+        return first
 
     def read_record(self, record: StoredRecord) -> Record:
         """A whole record in host memory of its own: uint32 words, exactly as long as the parts."""

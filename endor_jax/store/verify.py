@@ -21,7 +21,7 @@ from endor_jax.format.check import check_part as check_words
 from endor_jax.format.layout import DenseLayout, RecordLayout
 from endor_jax.format.stats import TensorStats
 from endor_jax.store.damage import DAMAGED, check_digests, check_file
-from endor_jax.store.digest import digest_bytes
+from endor_jax.store.digest import digest_bytes, digest_chunks
 from endor_jax.store.direct import check_length, read_part
 from endor_jax.store.files import inside, open_file, read_bytes
 from endor_jax.store.manifest import MANIFEST_FILE, Manifest, Part, StoredRecord, read_manifest, size_classes
@@ -185,7 +185,7 @@ class _Record:
         data = np.empty(part.length_bytes, np.uint8)
         read_part(directory, data)
         self._findings.bytes_checked += (directory / DATA_FILE).stat().st_size
-        check_digests(self._root, self._manifest, part, data)
+        check_digests(self._root, self._manifest, part, digest_chunks(data, part.chunk_bytes))
         self._check_tail(directory, part)
         return data.view(np.uint32)
 
