@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 from endor_jax.arrays import FLOAT_FORMATS, array_bytes
 from endor_jax.format.layout import RecordLayout, TensorSpec, matrix_shape, plan_layout
@@ -12,10 +13,16 @@ from endor_jax.store.save import layout_for
 
 VOCABULARY = ("embedding", "head")
 """Records of one matrix with a row per token."""
+SMALL_BLOCK_ELEMENTS = 2**22
+"""Blocks need not be smaller: dense in float32 this is 16 MiB."""
 
 
 def record_layouts(specs: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, RecordLayout]:
-    """A layout per record; vocabulary matrices are cut into blocks no larger than the largest layer part."""
+    """A layout per record; vocabulary matrices are cut into blocks no larger than the largest layer part.
+
+    Nor than the largest matrix of a layer, once a block is dense: expanding must not take more for the head
+    than for the layers. (Small models have matrices so small that blocks of them would be mere overhead.)
+    """
     specs = {
         record: _cuttable(tensors) if record in VOCABULARY else tensors for record, tensors in specs.items()
     }
@@ -25,10 +32,18 @@ def record_layouts(specs: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, R
         for record, tensors in specs.items()
         if record.startswith("layers.")
     )
+    matrix_elements = max(
+        prod(spec.shape)
+        for record, tensors in specs.items()
+        if record.startswith("layers.")
+        for spec in tensors.values()
+    )
+    block_elements = max(matrix_elements, SMALL_BLOCK_ELEMENTS)
     for record in VOCABULARY:
         if record in specs:
             size = sum(_bound_bytes(spec) for spec in specs[record].values())
-            blocks = max(result[record].parts, -(-size // layer_bytes))
+            elements = sum(prod(spec.shape) for spec in specs[record].values())
+            blocks = max(result[record].parts, -(-size // layer_bytes), -(-elements // block_elements))
             result[record] = plan_layout(specs[record], parts=blocks)
     return result
 

@@ -17,8 +17,10 @@ from endor_jax.store.manifest import Manifest
 
 ALLOWANCE_BYTES = 96 * 2**20
 """Blocks in work, and what malloc keeps for later."""
-GGUF_COPIES = 3
-"""Blocks on disk, groups of rows expanded, the whole array: `gguf` holds all three for a moment."""
+GGUF_COPIES = 2.5
+"""Of an array that is not stored as it is read: its blocks, groups of rows expanded, and the whole. `gguf`
+holds all three for a moment; blocks are half as large at most."""
+_GGUF_FLOAT32 = 0
 
 
 def peak_bytes(
@@ -28,13 +30,23 @@ def peak_bytes(
 
     names: of the source, by record and tensor. expected: the manifest to expect. dtype: of the settings.
     """
-    copies = GGUF_COPIES if isinstance(source, GgufSource) else 1
     most = 0
     for record in expected.records:
         held = 0
         for name in names[record.name].values():
             read, stored = source.tensors[name], stored_info(source, name, dtype)
-            most = max(most, held + copies * read.nbytes + (stored.nbytes if stored != read else 0))
+            cast = stored.nbytes if stored.dtype != read.dtype else 0
+            most = max(most, held + max(_reading_bytes(source, name), read.nbytes + cast))
             held += stored.nbytes
         most = max(most, held + 2 * max(part.length_bytes for part in record.parts))
     return max(peak_host_bytes(), resident_bytes() + most + ALLOWANCE_BYTES)
+
+
+def _reading_bytes(source: Source, name: str) -> int:
+    """What reading a tensor takes, the array that is read included."""
+    array = source.tensors[name].nbytes
+    if not isinstance(source, GgufSource):
+        return array
+    as_it_is = source.header.tensors[source.stored_names[name]].type_id == _GGUF_FLOAT32
+    reordered = ".q_proj." in name or ".k_proj." in name
+    return array if as_it_is and not reordered else int(GGUF_COPIES * array)

@@ -129,5 +129,6 @@ def test_every_change_to_the_file_system_can_be_the_last(tmp_path: Path, server:
         destination = tmp_path / f"dst{event}"
         assert server.convert(source, destination, {}, kill_event=event)["status"] == -9
         assert_no_checkpoint_or_a_whole_one(destination, expected)
-        assert server.convert(source, destination, {})["status"] == 0
+        if state(destination) != "finished":  # it was struck in its very last steps
+            assert server.convert(source, destination, {})["status"] == 0
         assert contents(destination) == expected, f"killed before change {event}"
