@@ -15,6 +15,7 @@ from endor_jax import models
 from endor_jax.arrays import FLOAT_FORMATS, round_up
 from endor_jax.conversion.layouts import record_layouts
 from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.errors import InvalidInputError
 from endor_jax.format.encode import escape_words
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, padding_words
 from endor_jax.format.values import Codec
@@ -28,6 +29,9 @@ WORTH_A_BITMAP = 0.12
 """Below this sparsity a bitmap (1 bit per element) costs more than the fields it saves."""
 ESCAPE_RATES = {("packed", 3, False): 0.014, ("packed", 2, True): 0.0055}
 """Escapes per stored element, by kind, exponent bits and bitmap: stories15M, docs/format.md."""
+
+MOST_LAYERS = 10_000
+"""The largest models have a few hundred."""
 
 Share = Callable[[str, str], float]
 """(record, tensor) -> a share of its elements, 0 to 1."""
@@ -44,7 +48,7 @@ def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -
     Raises what `models.from_hf` raises, OptionError for a dtype or sparsity that `convert` refuses.
     """
     ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
-    parsed = models.from_hf(config)
+    parsed = parsed_config(config)
     decoder = models.decoder(parsed)
     shapes = {"embedding": {"weight": (parsed.vocabulary_size, parsed.hidden_size)}}
     shapes |= {"stem": decoder.stem_shapes} if decoder.stem_shapes else {}
@@ -64,11 +68,27 @@ def estimate_source(source: Source, *, dtype: str | None, sparsity: float) -> Ma
     Raises as `locate` and `models.from_hf` do, OptionError for a dtype or sparsity that `convert` refuses.
     """
     ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
-    models.from_hf(source.config)
+    parsed_config(source.config)
     infos: dict[str, dict[str, TensorInfo]] = {}
     for place, name in locate(source).items():
         infos.setdefault(place.record, {})[place.tensor] = stored_info(source, name, dtype)
     return _estimate_infos(infos, sparsity, source.config)
+
+
+def parsed_config(config: Mapping[str, Any]) -> models.LlamaConfig | models.OptConfig:
+    """The model of a config.json, refused before anything is listed layer by layer if it has absurdly many.
+
+    Raises what `models.from_hf` raises, InvalidInputError for more than MOST_LAYERS.
+    """
+    parsed = models.from_hf(config)
+    if parsed.layers > MOST_LAYERS:
+        raise InvalidInputError(
+            "config.json",
+            got=f"{parsed.layers:,} layers",
+            expected=f"at most {MOST_LAYERS:,}",
+            fix="the file is damaged: fetch it again",
+        )
+    return parsed
 
 
 def stored_info(source: Source, name: str, dtype: str | None) -> TensorInfo:

@@ -120,3 +120,27 @@ def test_pruning_leaves_the_same_count_in_every_row(columns, sparsity):
 )
 def test_only_matrices_of_layers_are_pruned(place, shape, expected):
     assert prunable(place, shape) is expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"prune": "magnitude", "sparsity": 0.3}])
+def test_blocks_of_rows_change_nothing(monkeypatch, settings):
+    array = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
+    array[7, :5] = array[49, 39] = -0.0
+    whole = prepared(array, **settings)
+    monkeypatch.setattr("endor_jax.conversion.prepare.BLOCK_ELEMENTS", 120)
+    blocks = prepared(array, **settings)
+    np.testing.assert_array_equal(bits_of(blocks.array), bits_of(whole.array))
+    assert (blocks.negative_zeros, blocks.digest) == (whole.negative_zeros, whole.digest)
+    array[3, 0] = array[45, 2] = 1e30
+    with pytest.raises(InvalidInputError, match="got 2 values too large for float16"):
+        prepared(array, dtype="float16")
+
+
+def test_what_a_source_keeps_for_itself_is_not_changed():
+    array = np.full((4, 4), -0.0, np.float32)
+    array.flags.writeable = False
+    source = OneTensor(array)
+    source.read = lambda name: array
+    result = prepare(source, "it", MATRIX, settings=ConvertSettings())
+    assert result.negative_zeros == 16
+    assert np.signbit(array).all()
