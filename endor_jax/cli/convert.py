@@ -128,7 +128,8 @@ def _print(output: Output, result: dict[str, Any]) -> None:
         output.line(f"would take at most {expected} of resident memory")
         return
     output.line(f"{result['path']}: {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
-    output.line(f"peak memory {format_size(result['peak_host_bytes'])}, {expected} expected")
+    taken = f"peak memory {format_size(result['peak_host_bytes'])}, at most {expected} expected"
+    output.notes.print(taken, style="dim")
     if result["resumed_parts"]:
         output.line(f"{result['resumed_parts']:,} parts were there already, from before an interruption")
     if result["negative_zeros"]:
