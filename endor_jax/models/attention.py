@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from endor_jax.kernels.order import after
 from endor_jax.models import cache as kv_cache
 from endor_jax.models.cache import KVCache
 from endor_jax.models.linear import Linear
@@ -45,10 +46,10 @@ class Attention(nnx.Module):
         """The mixed x, and the cache with positions start, ..., start + time − 1 of each sequence written."""
         batch, time, _ = x.shape
         positions = start[:, None] + jnp.arange(time, dtype=start.dtype)[None]
-        query, key, value = (
-            projection(x).reshape(batch, time, -1, self.head_dim)
-            for projection in (self.query, self.key, self.value)
-        )
+        query = self.query(x)
+        key = self.key(after(x, query))
+        value = self.value(after(x, key))
+        query, key, value = (y.reshape(batch, time, -1, self.head_dim) for y in (query, key, value))
         if self.rope is not None:
             query = rotate(query, positions, rope=self.rope)
             key = rotate(key, positions, rope=self.rope)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from endor_jax.kernels.order import after
 from endor_jax.models.attention import Attention
 from endor_jax.models.cache import KVCache
 from endor_jax.models.config import LlamaConfig
@@ -92,4 +93,5 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
         """The gated product in x's dtype."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        gate = self.gate(x)
+        return self.down(jax.nn.silu(gate) * self.up(after(x, gate)))

@@ -14,6 +14,7 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import dense, linear
+from endor_jax.kernels.order import after
 from tests import shapes
 from tests.shapes import NamedShape
 
@@ -179,3 +180,35 @@ def test_gradients_have_the_dtype_of_their_input(dtype: str, output: str) -> Non
     (gradient,) = jax.jit(pull_back)(cotangent)
     assert y.dtype == output
     assert_is_product(gradient, np.asarray(cotangent), weight.T, dtype)
+
+
+def test_a_matrix_is_dense_only_while_its_product_runs():
+    """Of three matrices in a row XLA would otherwise expand all before it multiplies with the first."""
+    shape = (1024, 1024)
+    tensors = [
+        encode_array(np.random.default_rng(i).normal(size=shape).astype(np.float32), "packed:3")
+        for i in range(3)
+    ]
+
+    def chain(x, tensors):
+        for tensor in tensors:
+            x = jnp.tanh(linear(x, tensor))
+        return x
+
+    x = jnp.ones((1, 1024))
+    alone = jax.jit(chain).lower(x, tensors[:1]).compile().memory_analysis().temp_size_in_bytes
+    together = jax.jit(chain).lower(x, tensors).compile().memory_analysis().temp_size_in_bytes
+    assert alone > 4 * 1024 * 1024
+    assert together < 1.2 * alone
+    expected = np.tanh(np.ones((1, 1024), np.float32) @ np.asarray(expand(tensors[0])).T)
+    np.testing.assert_allclose(chain(x, tensors[:1]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.0, 1.0])
+def test_waiting_changes_no_bit(value):
+    bits = np.random.default_rng(0).integers(0, 2**32, (8, 128), np.uint32)
+    waited = jax.jit(after)(bits, jnp.full((2, 3), value, jnp.bfloat16))
+    np.testing.assert_array_equal(waited, bits)
+    floats = bits.view(np.float32)
+    waited = jax.jit(after)(floats, jnp.full((2, 3), value))
+    np.testing.assert_array_equal(np.asarray(waited).view(np.uint32), bits)

@@ -15,8 +15,13 @@ from endor_jax.kernels.expand import xla
 _EXPAND = {"xla": jax.jit(xla.expand)}
 
 
-def expand(tensor: SparseTensor, *, implementation: Implementation | None = None) -> jax.Array:
+def expand(
+    tensor: SparseTensor, *, after: jax.Array | None = None, implementation: Implementation | None = None
+) -> jax.Array:
     """The dense array, shape `tensor.shape` and dtype `tensor.dtype`, bit for bit as it was encoded.
+
+    after: inside jit, not before this float array has been computed (`kernels/order.py`): of several matrices
+    that are each multiplied with what the one before gave, only one is dense at a time.
 
     Works outside and inside jit, vmap, grad (it has no gradient: its input is integers) and shard_map.
     Raises InvalidInputError for words that are not uint32 vectors, UnsupportedError for an implementation the
@@ -30,7 +35,7 @@ def expand(tensor: SparseTensor, *, implementation: Implementation | None = None
                 expected="uint32 vectors",
                 fix="pass what encode or record[name] gave; use jax.vmap for a batch",
             )
-    return _EXPAND[resolve(implementation, platform_of(tensor))](tensor)
+    return _EXPAND[resolve(implementation, platform_of(tensor))](tensor, after)
 
 
 def expand_all(record: Record) -> dict[str, jax.Array]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Shaped, UInt, UInt32
@@ -22,18 +23,19 @@ from jaxtyping import Array, Bool, Shaped, UInt, UInt32
 from endor_jax.arrays import dtype_from_name, round_up
 from endor_jax.format.layout import DenseLayout, FieldLayout, Section, matrix_shape
 from endor_jax.format.tensor import SparseTensor
+from endor_jax.kernels.order import after
 
 WORD_BITS = 32
 
 
-def expand(tensor: SparseTensor) -> Shaped[Array, " *shape"]:
+def expand(tensor: SparseTensor, earlier: jax.Array | None = None) -> Shaped[Array, " *shape"]:
     """The dense array. See `endor_jax.kernels.expand.api.expand`."""
     layout = tensor.layout
     parts = [jnp.asarray(words) for words in tensor.parts]
     if isinstance(layout, DenseLayout):
         return _dense(parts[0], layout)
     rows, _ = matrix_shape(layout.shape)
-    blocks = [_expand_part(words, layout) for words in parts]
+    blocks = [_expand_part(words, layout, earlier) for words in parts]
     bits = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
     return lax.bitcast_convert_type(bits[:rows].reshape(layout.shape), dtype_from_name(layout.dtype))
 
@@ -46,11 +48,15 @@ def _dense(words: UInt32[Array, " words"], layout: DenseLayout) -> Shaped[Array,
     return held.astype(bool) if dtype == jnp.bool_ else lax.bitcast_convert_type(held, dtype)
 
 
-def _expand_part(words: UInt32[Array, " words"], layout: FieldLayout) -> UInt[Array, "rows columns"]:
+def _expand_part(
+    words: UInt32[Array, " words"], layout: FieldLayout, earlier: jax.Array | None
+) -> UInt[Array, "rows columns"]:
     """Element bits of one part's rows, in the unsigned dtype of the element."""
     rows, segments = layout.rows, layout.segments
     stored, rank = _stored_and_rank(words, layout)
     offsets = _section(words, layout.offsets).reshape(rows, segments, 1)
+    if earlier is not None:
+        offsets = after(offsets, earlier)
     field = _read_field(words, offsets + rank * jnp.uint32(layout.field_bits), layout.field_bits)
     bits = _elements(field, words, layout)
     if stored is not None:

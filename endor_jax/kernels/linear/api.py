@@ -26,9 +26,9 @@ def linear(
 ) -> Float[Array, "*batch outputs"]:
     """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).
 
-    Products are summed in float32. The gradient with respect to x is g @ expand(tensor): nothing dense is
-    kept for the backward pass. Raises InvalidInputError unless shapes agree and x is float,
-    UnsupportedError for an implementation the device lacks.
+    Products are summed in float32. Inside jit the matrix is expanded only when x is there. The gradient with
+    respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. Raises InvalidInputError
+    unless shapes agree and x is float, UnsupportedError for an implementation the device lacks.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InvalidInputError(
@@ -56,7 +56,8 @@ class _How:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
-    return dense(x, expand(tensor, implementation=how.implementation), output_dtype=how.output_dtype)
+    weight = expand(tensor, after=x, implementation=how.implementation)
+    return dense(x, weight, output_dtype=how.output_dtype)
 
 
 def _forward(how: _How, x: jax.Array, tensor: SparseTensor) -> tuple[jax.Array, SparseTensor]:
@@ -64,7 +65,7 @@ def _forward(how: _How, x: jax.Array, tensor: SparseTensor) -> tuple[jax.Array, 
 
 
 def _backward(how: _How, tensor: SparseTensor, gradient: jax.Array) -> tuple[jax.Array, None]:
-    weight = expand(tensor, implementation=how.implementation)
+    weight = expand(tensor, after=gradient, implementation=how.implementation)
     return dense(gradient, weight.T, output_dtype=how.input_dtype), None
 
 
