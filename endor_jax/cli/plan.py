@@ -34,6 +34,7 @@ def command(
     from endor_jax import models
     from endor_jax.generate.placement import geometry, plan_model
     from endor_jax.streaming.budget import budgets, default_device
+    from endor_jax.streaming.transfer import shares_memory
 
     output = Output(as_json, quiet, verbose)
     manifest = _manifest(Path(subject), sparsity, dtype)
@@ -45,6 +46,7 @@ def command(
         geometry(config, stored, context),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
+        shares_memory=shares_memory(default_device()),
     )
     if as_json:
         output.json(plan_values(plan) | {"stored_bytes": manifest.stored_bytes})

@@ -1,49 +1,169 @@
-"""The token embedding on the host: compressed, and decoded row by row as tokens need them."""
+"""The token embedding, left on disk: rows are read and decoded on the host as tokens need them.
+
+A matrix of a few hundred megabytes, of which a token needs one row. Of a part that is not in memory the rows
+asked for are read to where they belong in an address space of the part's size, whose other pages stay
+untouched and take no memory; so the ordinary decoder of rows serves, the plain twin of the kernels.
+"""
 
 from __future__ import annotations
 
+import mmap
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 import numpy as np
 
-from endor_jax.arrays import dtype_from_name
+from endor_jax.arrays import dtype_from_name, round_up
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.decode import decode_rows
-from endor_jax.format.layout import FieldLayout
+from endor_jax.format.layout import FieldLayout, Section
+from endor_jax.store.direct import ReadAt
+from endor_jax.store.manifest import Part, StoredRecord
+from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming.prefetch import closed_error
+
+PAGE = mmap.PAGESIZE
+ROWS_AT_ONCE = 128
+"""Rows whose pages are in memory at the same time."""
 
 
-@dataclass(frozen=True)
 class Embedding:
-    """A (vocabulary, hidden) matrix in host memory, in parts of equal row counts."""
+    """A (vocabulary, hidden) matrix stored in parts of equal row counts. `close` is idempotent.
 
-    parts: tuple[np.ndarray, ...]
-    layout: FieldLayout
+    Opening it reads every part once, to compare digests. Escape lists stay in memory.
+    Raises IncompleteCheckpointError or CorruptCheckpointError.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, record: StoredRecord):
+        layout = checkpoint.manifest.layout(record)["weight"]
+        assert isinstance(layout, FieldLayout)  # or it could not have been cut into blocks
+        self.layout = layout
+        self._lock = threading.Lock()
+        self._closed = False
+        self._files = ExitStack()
+        try:
+            self._parts = [
+                _SparsePart(self._files.enter_context(checkpoint.open_part(part)), part, layout)
+                for part in record.parts
+            ]
+        except BaseException:
+            self._files.close()
+            raise
 
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
         return self.layout.shape[0]
 
+    def rows(self, ids: Sequence[int]) -> np.ndarray:
+        """Rows of token ids: (len(ids), hidden) in the stored dtype. May be called from several threads.
 
-def rows(embedding: Embedding, ids: Sequence[int]) -> np.ndarray:
-    """Embedding rows of token ids: (len(ids), hidden) in the stored dtype.
+        Raises InvalidInputError for an id outside the vocabulary, CorruptCheckpointError for a file that was
+        cut off meanwhile.
+        """
+        wanted = np.asarray(ids, np.int64)
+        bad = wanted[(wanted < 0) | (wanted >= self.vocabulary)]
+        if bad.size:
+            raise InvalidInputError(
+                "token ids",
+                got=f"id {bad[0]}",
+                expected=f"0 to {self.vocabulary - 1}",
+                fix="use the tokenizer of this model",
+            )
+        distinct, places = np.unique(wanted, return_inverse=True)
+        values = np.empty((len(distinct), self.layout.columns), dtype_from_name(self.layout.dtype))
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            for first in range(0, len(distinct), ROWS_AT_ONCE):
+                group = distinct[first : first + ROWS_AT_ONCE]
+                self._decode(group, into=values[first : first + ROWS_AT_ONCE])
+        return values[places]
 
-    Raises InvalidInputError for an id outside the vocabulary.
-    """
-    wanted = np.asarray(ids, np.int64)
-    bad = wanted[(wanted < 0) | (wanted >= embedding.vocabulary)]
-    if bad.size:
-        raise InvalidInputError(
-            "token ids",
-            got=f"id {bad[0]}",
-            expected=f"0 to {embedding.vocabulary - 1}",
-            fix="use the tokenizer of this model",
+    def _decode(self, wanted: np.ndarray, *, into: np.ndarray) -> None:
+        part_of = wanted // self.layout.rows
+        for index in np.unique(part_of):
+            here = part_of == index
+            into[here] = self._parts[index].decode(wanted[here] % self.layout.rows)
+
+    def close(self) -> None:
+        """Closes the files; `rows` raises StreamError afterwards."""
+        with self._lock:
+            self._closed = True
+            self._files.close()
+
+
+class _SparsePart:
+    """One part's words, of which only what was read is in memory."""
+
+    def __init__(self, read_at: ReadAt, part: Part, layout: FieldLayout):
+        self._read_at, self._length, self._layout = read_at, part.length_bytes, layout
+        self._memory = mmap.mmap(-1, round_up(part.length_bytes, PAGE))
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or a touched page would bring 2 MiB
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._words = self._bytes[: part.length_bytes].view(np.uint32)
+        self._fill([(0, 4 * (layout.header + 2))])
+        start, count = (int(word) for word in self._words[layout.header : layout.header + 2])
+        # The words of the indices, and at most as many of element bits.
+        self._escapes = (4 * start, min(4 * (start + 2 * count), part.length_bytes))
+        self._fill([self._escapes])
+
+    def decode(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows of the part, decoded: (n, columns)."""
+        layout = self._layout
+        taken = self._fill(
+            [
+                place
+                for section in (layout.bitmap, layout.offsets, layout.bases)
+                if section is not None
+                for place in _rows_of(section, rows, layout)
+            ]
         )
-    layout = embedding.layout
-    result = np.empty((len(wanted), layout.columns), dtype_from_name(layout.dtype))
-    part_of = wanted // layout.rows
-    for part in np.unique(part_of):
-        here = part_of == part
-        result[here] = decode_rows(embedding.parts[part], layout, wanted[here] % layout.rows)
-    return result
+        offsets = self._words[layout.offsets.start : layout.offsets.stop].reshape(layout.rows, -1)[rows]
+        # A row's fields end at most `columns` fields behind its first; a field is read as two words.
+        first, bits = offsets[:, 0].astype(np.int64) // 8, layout.columns * layout.field_bits
+        taken += self._fill([(int(start) // 4 * 4, int(start) + bits // 8 + 12) for start in first])
+        result = decode_rows(self._words, layout, rows)
+        self._forget(taken)
+        return result
+
+    def _fill(self, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Reads byte ranges, as whole pages, each page once; returns the ranges of pages."""
+        ranges: list[tuple[int, int]] = []
+        end = round_up(self._length, PAGE)
+        for start, stop in sorted((a // PAGE * PAGE, min(round_up(b, PAGE), end)) for a, b in places):
+            if ranges and start <= ranges[-1][1]:
+                ranges[-1] = ranges[-1][0], max(stop, ranges[-1][1])
+            elif start < stop:
+                ranges.append((start, stop))
+        for start, stop in ranges:
+            self._read_at(self._bytes[start : min(stop, self._length)], start)
+        return ranges
+
+    def _forget(self, ranges: list[tuple[int, int]]) -> None:
+        """Gives pages back, but those of the header and of the escape list."""
+        kept = [(0, PAGE), (self._escapes[0] // PAGE * PAGE, round_up(self._escapes[1], PAGE))]
+        for start, stop in ranges:
+            for low, high in kept:
+                if start < high and low < stop:  # a range is rows of one section: it ends where these begin
+                    start, stop = (high, stop) if low <= start else (start, low)
+            if start < stop:
+                self._memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _rows_of(section: Section, rows: np.ndarray, layout: FieldLayout) -> list[tuple[int, int]]:
+    """Where in the part, in bytes, a section has what belongs to some rows; an entry per row."""
+    words = section.stop - section.start
+    each = layout.segments if section is layout.bases else 4 * words // layout.rows
+    return [(4 * section.start + row * each, 4 * section.start + (row + 1) * each) for row in rows.tolist()]
+
+
+def held_bytes(layout: FieldLayout) -> int:
+    """Most memory that an embedding of this layout takes: escape lists, and the pages of some rows."""
+    escapes = layout.escape_capacity * (4 + layout.number.bits // 8) + 2 * PAGE
+    parts = -(-layout.shape[0] // layout.rows)
+    row = round_up(layout.columns * layout.field_bits // 8, PAGE) + PAGE
+    sections = 2 * PAGE * sum(s is not None for s in (layout.bitmap, layout.offsets, layout.bases))
+    return parts * escapes + ROWS_AT_ONCE * (row + sections)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
-from endor_jax.format.layout import FieldLayout
 from endor_jax.format.record import Record
 from endor_jax.generate.embedding import Embedding
-from endor_jax.generate.placement import Geometry, head_record, pass_records
+from endor_jax.generate.placement import Geometry, pass_records
 from endor_jax.generate.runner import Runner
 from endor_jax.models import Decoder
 from endor_jax.store.manifest import StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.executor import Executor, read_parts
 from endor_jax.streaming.plan import Plan
-from endor_jax.streaming.transfer import Device, adopt
+from endor_jax.streaming.transfer import Device, put
 
 
 def make_runner(
@@ -24,20 +19,10 @@ def make_runner(
 ) -> Runner:
     """Reads what stays in memory and starts reading ahead. Raises NotFoundError or CorruptCheckpointError."""
     manifest = checkpoint.manifest
-    stored = manifest.record("embedding")
-    held = read_parts(checkpoint, stored.parts)
-    layout = manifest.layout(stored)["weight"]
-    assert isinstance(layout, FieldLayout)  # or it could not have been cut into blocks
-    embedding = Embedding(tuple(b.view(np.uint32) for b in held), layout)
-    records = pass_records(manifest)
-    if head_record(manifest) == "embedding":
-        # A tied head is the embedding, block by block: in host memory already.
-        first = decoder.config.layers
-        blocks = zip(records[first:], held, strict=True)
-        records[first:] = [replace(record, held=(buffer,)) for record, buffer in blocks]
+    embedding = Embedding(checkpoint, manifest.record("embedding"))
     ends = {r.name: _resident(checkpoint, r, device) for r in manifest.records if r.name in ("stem", "final")}
     # Last, because it starts threads: nothing that can fail comes after it.
-    executor = Executor(checkpoint, records, plan=plan, device=device)
+    executor = Executor(checkpoint, pass_records(manifest), plan=plan, device=device)
     return Runner(decoder, device, executor, shape, embedding, ends.get("stem"), ends["final"])
 
 
@@ -45,5 +30,5 @@ def _resident(checkpoint: Checkpoint, record: StoredRecord, device: Device) -> R
     """A record on the device, for good."""
     buffers = read_parts(checkpoint, record.parts)
     pairs = zip(buffers, record.parts, strict=True)
-    words = tuple(adopt(buffer, part.buffer_bytes, device) for buffer, part in pairs)
+    words = tuple(put(buffer, part.buffer_bytes, device) for buffer, part in pairs)
     return Record(words, checkpoint.manifest.layout(record))

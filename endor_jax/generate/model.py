@@ -27,7 +27,7 @@ from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.reader import Checkpoint
 from endor_jax.store.writer import PARTS
 from endor_jax.streaming.budget import budgets, default_device
-from endor_jax.streaming.plan import DEPTH
+from endor_jax.streaming.transfer import shares_memory
 from endor_jax.text import Tokenizer, load_tokenizer
 
 
@@ -188,6 +188,7 @@ class Model:
     def close(self) -> None:
         """Stops reading and frees the weights. Idempotent."""
         self._runner.executor.close()
+        self._runner.embedding.close()
         self._checkpoint.close()
 
     def __enter__(self) -> Model:
@@ -216,13 +217,14 @@ def load(
     host_memory: str | int | None = None,
     context: int | None = None,
     batch: int = 1,
-    depth: int = DEPTH,
+    depth: int | None = None,
 ) -> Model:
     """Opens a converted model and places its records.
 
     device_memory, host_memory: budgets ("8GiB" or bytes), by default 90 % of what is free. context: most
     tokens of prompt and generation together, by default the model's own limit, at most 2048. batch: most
-    sequences under way at once in `complete_batch`. depth: records whose transfer is issued ahead.
+    sequences under way at once in `complete_batch`. depth: records whose transfer is issued ahead, by
+    default 2, or 1 where only that fits.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
     device = default_device()
@@ -233,7 +235,12 @@ def load(
     shape = geometry(decoder.config, dtype, context, batch)
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
     plan = plan_model(
-        manifest, shape, device_budget_bytes=device_bytes, host_budget_bytes=host_bytes, depth=depth
+        manifest,
+        shape,
+        device_budget_bytes=device_bytes,
+        host_budget_bytes=host_bytes,
+        depth=depth,
+        shares_memory=shares_memory(device),
     )
     for name in manifest.files:  # those of parts are checked when the parts are read
         if not name.startswith(PARTS):

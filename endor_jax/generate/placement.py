@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from endor_jax.arrays import array_bytes, round_up
 from endor_jax.errors import OptionError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
+from endor_jax.generate.embedding import held_bytes
 from endor_jax.models import LlamaConfig, OptConfig
 from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.executor import Streamable
-from endor_jax.streaming.plan import DEPTH, FixedCosts, Plan, make_plan
+from endor_jax.streaming.plan import FixedCosts, Plan, make_plan
 
 CHUNK = 128
 """Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""
@@ -106,37 +107,43 @@ def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
     ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
     # All chunks of the longest prompts, before and after the layer that runs.
     positions = 2 * array_bytes((shape.positions, config.hidden_size), shape.dtype)
-    # One chunk: scores of all heads and their softmax, and the widest rows of the MLP, in float32.
-    widest = 2 * config.heads * shape.capacity + 4 * (config.intermediate_size + config.hidden_size)
-    # What the products of attention make of one layer's keys and values: transposed, on CPU in float32.
-    mixed = 2 * 4 * shape.positions * config.kv_heads * config.head_dim
+    # One chunk, or a token of each sequence: the widest rows of the MLP in float32.
+    tokens = max(CHUNK, shape.sequences)
+    widest = 4 * 4 * tokens * (config.intermediate_size + config.hidden_size)
+    # What the products of attention make of one layer's keys and values: copies, transposed or widened.
+    mixed = 2 * array_bytes((shape.positions, config.kv_heads, config.head_dim), shape.dtype)
     logits = 2 * 4 * config.vocabulary_size * shape.sequences
+    # Scores of all heads and their softmax, in float32: no matrix is dense meanwhile.
+    scores = 2 * 4 * tokens * config.heads * shape.capacity
     device = (
         ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
-        ("activations", positions + 4 * max(CHUNK, shape.sequences) * widest + mixed + logits),
-        ("expanded weights", expanded_bytes(manifest)),
+        ("activations", positions + widest + mixed + logits),
+        ("step temporaries", max(expanded_bytes(manifest), scores)),
     )
-    held = sum(part.buffer_bytes for part in records["embedding"].parts)
-    return FixedCosts(device=device, host=(("token embedding", held),))
-
-
-EXPANDED_AT_ONCE = 4
-"""Matrices of a layer that are dense at one time at most: measured over the shapes of tests/generate."""
+    weight = manifest.layout(records["embedding"])["weight"]
+    assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
+    return FixedCosts(device=device, host=(("token embedding", held_bytes(weight)),))
 
 
 def expanded_bytes(manifest: Manifest) -> int:
-    """Room for expanding inside a step: XLA frees each dense matrix after its product, and expands ahead.
+    """Room for expanding inside a step: one matrix at a time, because each waits for the product before.
 
-    Every matrix as its elements and, for the product on CPU, widened to float32.
+    As its elements, once more where escapes are scattered into them, and for the product on CPU as float32.
     """
 
-    def dense(layout: RecordLayout) -> int:
-        fields = [tensor for _, tensor in layout.tensors if isinstance(tensor, FieldLayout)]
-        sizes = [layout.parts * t.rows * t.columns * (t.number.bits // 8 + 4) for t in fields]
-        return sum(sorted(sizes)[-EXPANDED_AT_ONCE:])
+    def dense(tensor: FieldLayout, parts: int) -> int:
+        element = tensor.number.bits // 8
+        copies = 2 if tensor.codec.kind == "packed" else 1
+        return parts * tensor.rows * tensor.columns * (copies * element + 4)
 
-    return max(dense(layout) for layout in {record.layout for record in pass_records(manifest)})
+    layouts = {record.layout for record in pass_records(manifest)}
+    return max(
+        dense(tensor, layout.parts)
+        for layout in layouts
+        for _, tensor in layout.tensors
+        if isinstance(tensor, FieldLayout)
+    )
 
 
 def plan_model(
@@ -145,18 +152,18 @@ def plan_model(
     *,
     device_budget_bytes: int,
     host_budget_bytes: int,
-    depth: int = DEPTH,
+    depth: int | None = None,
+    shares_memory: bool = False,
 ) -> Plan:
-    """The plan for generating with a model. Raises DoesNotFitError."""
-    tied = head_record(manifest) == "embedding"
-    records = pass_records(manifest)
-    demands = [
-        replace(record.demand, host_held=tied and record.name.startswith("embedding")) for record in records
-    ]
+    """The plan for generating with a model. Raises DoesNotFitError.
+
+    shares_memory: device and host are one memory (`streaming/transfer.py`).
+    """
     return make_plan(
-        demands,
+        [record.demand for record in pass_records(manifest)],
         fixed=fixed_costs(manifest, shape),
         device_budget_bytes=device_budget_bytes,
         host_budget_bytes=host_budget_bytes,
         depth=depth,
+        shares_memory=shares_memory,
     )

@@ -17,7 +17,7 @@ from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.generate import steps
-from endor_jax.generate.embedding import Embedding, rows
+from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import CHUNK, Geometry
 from endor_jax.models import Decoder, KVCache, create_cache
 from endor_jax.streaming.executor import Executor
@@ -153,7 +153,7 @@ def _embed_singles(runner: Runner, feeds: Sequence[Feed], sequences: int) -> Chu
     tokens, starts = [0] * sequences, np.zeros(sequences, np.int32)
     for feed in feeds:
         tokens[feed.row], starts[feed.row] = feed.ids[0], feed.start
-    values = rows(runner.embedding, tokens)[:, None]
+    values = runner.embedding.rows(tokens)[:, None]
     return _enter(runner, values, starts, 1)
 
 
@@ -168,7 +168,7 @@ def embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
         size = CHUNK if start + first + CHUNK <= runner.shape.capacity else 1
         piece = ids[first : first + size]
         values = np.zeros((1, size, runner.decoder.config.hidden_size), dtype_from_name(runner.shape.dtype))
-        values[0, : len(piece)] = rows(runner.embedding, piece)
+        values[0, : len(piece)] = runner.embedding.rows(piece)
         chunks.append(_enter(runner, values, np.array([start + first], np.int32), len(piece)))
         first += size
     return chunks

@@ -17,9 +17,9 @@ from endor_jax.store.manifest import Signature
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.executor import Executor, Streamable
-from endor_jax.streaming.plan import DEPTH, FixedCosts, make_plan
+from endor_jax.streaming.plan import FixedCosts, make_plan
 from endor_jax.streaming.step import LayerFunction, make_step
-from endor_jax.streaming.transfer import Device
+from endor_jax.streaming.transfer import Device, shares_memory
 
 
 class Stream:
@@ -99,15 +99,15 @@ def stream(
     *,
     device_memory: str | int | None = None,
     host_memory: str | int | None = None,
-    depth: int = DEPTH,
+    depth: int | None = None,
     like: Any = None,
 ) -> Stream:
     """Opens a checkpoint written by `save` and binds a layer function to it.
 
     layer: (params, x, state) -> (x, state), pure; params has the structure that was saved, dense, expanded
     inside the jitted step. device_memory, host_memory: budgets for weights ("8GiB"), by default 90 % of what
-    is free. depth: records issued ahead. like: a tree of the saved structure, needed only when it holds other
-    containers than dicts, lists and tuples (an `nnx.State`).
+    is free. depth: records issued ahead, by default 2, or 1 where only that fits. like: a tree of the saved
+    structure, needed only when it holds other containers than dicts, lists and tuples (an `nnx.State`).
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError, InvalidInputError.
     """
     checkpoint = Checkpoint(path)
@@ -132,6 +132,7 @@ def stream(
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         depth=depth,
+        shares_memory=shares_memory(device),
     )
     executor = Executor(checkpoint, records, plan=plan, device=device)
     return Stream(layer, checkpoint, executor, device=device, like=like)

@@ -25,20 +25,16 @@ from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, Wanted, closed_error
 from endor_jax.streaming.ring import Ring, aligned_buffer
 from endor_jax.streaming.schedule import one_pass, prologue
-from endor_jax.streaming.transfer import Device, adopt, put
+from endor_jax.streaming.transfer import Device, put, shares_memory
 
 
 @dataclass(frozen=True)
 class Streamable:
-    """One record of the pass: its name, stored parts and layout; `held` if it is in host memory already.
-
-    A held record's buffers are uint8, one per part, each at least `part.buffer_bytes` long.
-    """
+    """One record of the pass: its name, stored parts and layout."""
 
     name: str
     parts: tuple[Part, ...]
     layout: RecordLayout
-    held: tuple[np.ndarray, ...] = ()
 
     @property
     def demand(self) -> Demand:
@@ -49,13 +45,12 @@ class Streamable:
             buffer_bytes=sum(part.buffer_bytes for part in self.parts),
             parts=len(self.parts),
             slot_bytes=max(part.buffer_bytes for part in self.parts),
-            host_held=bool(self.held),
         )
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A record on its way to the device: its arrays, and the slots they are copied from, to be given back."""
+    """A record on its way to the device: its arrays, and the slots they came from, to be given back."""
 
     words: tuple[jax.Array, ...]
     slots: tuple[np.ndarray, ...]
@@ -81,7 +76,7 @@ class Executor:
         self._resident: dict[int, tuple[jax.Array, ...]] = {}
         for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
             if tier == "device":
-                self._resident[i] = jax.block_until_ready(self._adopt(record, self._load(record)))
+                self._resident[i] = jax.block_until_ready(self._put(record, self._load(record)))
                 self.bytes_transferred += record.demand.buffer_bytes
             elif tier == "host":
                 self._kept[i] = self._load(record)
@@ -95,45 +90,47 @@ class Executor:
         weakref.finalize(self, self._prefetcher.close)
 
     def _load(self, record: Streamable) -> tuple[np.ndarray, ...]:
-        """The buffers of a record that stays in memory: those it has already, or read now."""
-        if record.held:
-            return record.held
+        """The buffers of a record that stays in memory, read now."""
         self.bytes_read += record.demand.read_bytes
         return read_parts(self._checkpoint, record.parts)
 
-    def _adopt(self, record: Streamable, buffers: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
-        """Starts the transfer of a record from buffers that are never written again."""
+    def _put(self, record: Streamable, buffers: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
+        """Starts the transfer of a record."""
         pairs = zip(buffers, record.parts, strict=True)
-        return tuple(adopt(buffer, part.buffer_bytes, self._device) for buffer, part in pairs)
+        return tuple(put(buffer, part.buffer_bytes, self._device) for buffer, part in pairs)
 
     def _issue(self, index: int) -> None:
         """Starts the transfer of a streamed record, from kept host memory or from filled slots."""
         record = self._records[index]
         if index in self._kept:
-            self._in_flight.append(Transfer(self._adopt(record, self._kept[index]), slots=()))
+            self._in_flight.append(Transfer(self._put(record, self._kept[index]), slots=()))
             return
         slots = tuple(self._prefetcher.take() for _ in record.parts)
-        pairs = zip(slots, record.parts, strict=True)
-        words = tuple(put(slot, part.buffer_bytes, self._device) for slot, part in pairs)
-        self._in_flight.append(Transfer(words, slots))
+        self._in_flight.append(Transfer(self._put(record, slots), slots))
 
-    def _arrived(self, index: int) -> tuple[jax.Array, ...]:
-        """The words of a record whose turn it is; its slots are free again."""
+    def _arrived(self, index: int) -> Transfer:
+        """A record whose turn it is. Its slots are free again, unless its arrays are those very slots."""
         if index in self._resident:
-            return self._resident[index]
+            return Transfer(self._resident[index], slots=())
         transfer, demand = self._in_flight.popleft(), self._records[index].demand
         jax.block_until_ready(transfer.words)
-        for slot in transfer.slots:
-            self._ring.release(slot)
         self.bytes_read += demand.read_bytes if transfer.slots else 0
         self.bytes_transferred += demand.buffer_bytes
-        return transfer.words
+        if shares_memory(self._device):
+            return transfer
+        self._release(transfer.slots)
+        return Transfer(transfer.words, slots=())
+
+    def _release(self, slots: Sequence[np.ndarray]) -> None:
+        for slot in slots:
+            self._ring.release(slot)
 
     def run(self, step: Callable[[int, Record], object]) -> None:
         """One pass: calls `step(index, record)` for every record in order.
 
         What `step` returns is waited for one step later, which bounds the device buffers alive at once
-        without ever leaving the device idle. After an error in a step or a read the executor is closed.
+        without ever leaving the device idle; it has to depend on all that was computed from the record, whose
+        memory is written again afterwards. After an error in a step or a read the executor is closed.
         Raises StreamError if it is closed already or a pass is running.
         """
         if self._closed:
@@ -161,16 +158,19 @@ class Executor:
             for action in prologue(streamed, depth):
                 self._issue(action.record)
         running: object = None
+        in_use: tuple[np.ndarray, ...] = ()
         for action in one_pass(len(self._records), streamed, depth):
             if action.kind == "put":
                 self._issue(action.record)
                 continue
-            record = Record(self._arrived(action.record), self._records[action.record].layout)
-            result = step(action.record, record)
-            del record
+            arrived = self._arrived(action.record)
+            result = step(action.record, Record(arrived.words, self._records[action.record].layout))
             jax.block_until_ready(running)
-            running = result
+            self._release(in_use)
+            running, in_use = result, arrived.slots
+            del arrived
         jax.block_until_ready(running)
+        self._release(in_use)
 
     def close(self) -> None:
         """Stops reading and frees every buffer. Idempotent."""

@@ -9,7 +9,7 @@ what is needed next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from endor_jax.errors import DoesNotFitError, InvalidInputError
@@ -26,8 +26,7 @@ class Demand:
     """What one record of the pass needs.
 
     read_bytes: its parts on disk; buffer_bytes: its buffers on the device, padded to size classes;
-    parts: how many; slot_bytes: its largest part buffer; host_held: already in host memory for another
-    purpose (a tied head), so that keeping it there costs nothing.
+    parts: how many; slot_bytes: its largest part buffer.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Demand:
     buffer_bytes: int
     parts: int
     slot_bytes: int
-    host_held: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,10 @@ class FixedCosts:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tiers of all records of a pass, in order, and the memory they take. `repr` is a table."""
+    """Tiers of all records of a pass, in order, and the memory they take. `repr` is a table.
+
+    shares_memory: device and host are one memory, so records are used where they were read.
+    """
 
     demands: tuple[Demand, ...]
     tiers: tuple[Tier, ...]
@@ -56,6 +57,7 @@ class Plan:
     depth: int
     device_budget_bytes: int
     host_budget_bytes: int
+    shares_memory: bool = False
 
     def _of(self, *tiers: Tier) -> list[Demand]:
         return [demand for demand, tier in zip(self.demands, self.tiers, strict=True) if tier in tiers]
@@ -73,12 +75,12 @@ class Plan:
     @property
     def stream_buffer_bytes(self) -> int:
         """Device bytes of streamed records alive at once: `depth` ahead, the running and the last one."""
-        return _stream_buffers(self._of("host", "disk"), self.depth)
+        return 0 if self.shares_memory else _stream_buffers(self._of("host", "disk"), self.depth)
 
     @property
     def slots(self) -> int:
-        """Slots of the host ring: parts in transfer and parts being read."""
-        return ring_slots(self._of("disk"), self.depth)
+        """Slots of the host ring: parts in transfer (in use, where memory is shared) and parts being read."""
+        return ring_slots(self._of("disk"), self.depth, shares_memory=self.shares_memory)
 
     @property
     def slot_bytes(self) -> int:
@@ -88,7 +90,7 @@ class Plan:
     @property
     def host_kept_bytes(self) -> int:
         """Host bytes of records kept there for the passes."""
-        return sum(demand.buffer_bytes for demand in self._of("host") if not demand.host_held)
+        return sum(demand.buffer_bytes for demand in self._of("host"))
 
     @property
     def device_bytes(self) -> int:
@@ -122,7 +124,7 @@ class Plan:
     def __repr__(self) -> str:
         lines = [
             f"records      {self.count('device')} on the device, {self.count('host')} in host memory, "
-            f"{self.count('disk')} on disk",
+            f"{self.count('disk')} on disk; {self.depth} issued ahead",
             f"per pass     {format_size(self.read_bytes_per_pass)} read, "
             f"{format_size(self.transferred_bytes_per_pass)} transferred",
             f"device       {format_size(self.device_bytes)} of {format_size(self.device_budget_bytes)}",
@@ -143,45 +145,55 @@ def make_plan(
     fixed: FixedCosts,
     device_budget_bytes: int,
     host_budget_bytes: int,
-    depth: int = DEPTH,
+    depth: int | None = None,
+    shares_memory: bool = False,
 ) -> Plan:
     """Fills the device, then host memory, and leaves the rest on disk.
 
-    Of all evenly spread sets that fit, the one that moves the fewest bytes per pass.
-    Raises DoesNotFitError, with the smallest possible plan in its text, if even that exceeds a budget, and
-    InvalidInputError for a depth below 1.
+    Of all evenly spread sets that fit, the one that moves the fewest bytes per pass. depth: by default
+    `DEPTH`, or fewer where only that fits. Raises DoesNotFitError, with the smallest possible plan in its
+    text, if even that exceeds a budget, and InvalidInputError for a depth below 1.
     """
-    if depth < 1:
+    if depth is not None and depth < 1:
         raise InvalidInputError("depth", got=str(depth), expected="at least 1", fix="leave it at its default")
-    everything = range(len(demands))
+    tiers: tuple[Tier, ...] = ("disk",) * len(demands)
+    budgets = device_budget_bytes, host_budget_bytes
+    nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory)
+    best = _filled(nothing)
+    while depth is None and not best.fits and best.depth > 1:
+        best = _filled(replace(nothing, depth=best.depth - 1))
+    if not best.fits:
+        raise _does_not_fit(best)
+    return best
+
+
+def _filled(nothing: Plan) -> Plan:
+    """The best plan of the same demands, budgets and depth; one that does not fit if none does."""
+    everything = range(len(nothing.demands))
 
     def plan(device: Sequence[int], host: Sequence[int]) -> Plan:
-        tiers: list[Tier] = ["disk"] * len(demands)
+        tiers: list[Tier] = list(nothing.tiers)
         for i in host:
             tiers[i] = "host"
         for i in device:
             tiers[i] = "device"
-        return Plan(tuple(demands), tuple(tiers), fixed, depth, device_budget_bytes, host_budget_bytes)
+        return replace(nothing, tiers=tuple(tiers))
 
     # The device is filled first, as if host memory were free; then host memory for what is left.
     best = _choose(
-        (plan(spread(everything, count), everything) for count in range(len(demands) + 1)),
+        (plan(spread(everything, count), everything) for count in range(len(everything) + 1)),
         takes=lambda plan: plan.device_bytes,
-        budget_bytes=device_budget_bytes,
+        budget_bytes=nothing.device_budget_bytes,
         moves=lambda plan: plan.transferred_bytes_per_pass,
     )
     residents = [i for i in everything if best.tiers[i] == "device"]
-    free = [i for i in best.streamed if demands[i].host_held]
-    rest = [i for i in best.streamed if not demands[i].host_held]
-    best = _choose(
-        (plan(residents, [*free, *spread(rest, count)]) for count in range(len(rest) + 1)),
+    rest = best.streamed
+    return _choose(
+        (plan(residents, spread(rest, count)) for count in range(len(rest) + 1)),
         takes=lambda plan: plan.host_bytes,
-        budget_bytes=host_budget_bytes,
+        budget_bytes=nothing.host_budget_bytes,
         moves=lambda plan: plan.read_bytes_per_pass,
     )
-    if not best.fits:
-        raise _does_not_fit(best)
-    return best
 
 
 def _choose(
@@ -215,9 +227,14 @@ def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(index for i, index in enumerate(indices) if (i + 1) * count // total > i * count // total)
 
 
-def ring_slots(read: Sequence[Demand], depth: int) -> int:
-    """Slots for the records in transfer, the one that is next and one being read."""
-    return (min(depth, len(read)) + 2) * max((demand.parts for demand in read), default=0)
+def ring_slots(read: Sequence[Demand], depth: int, *, shares_memory: bool = False) -> int:
+    """Slots for the records issued ahead, the one that is next and one being read.
+
+    Where the device works in the slots themselves, the one that runs and the one before it take theirs too;
+    the one that is next is among those issued.
+    """
+    used = 3 if shares_memory else 2
+    return (min(depth, len(read)) + used) * max((demand.parts for demand in read), default=0)
 
 
 def _stream_buffers(streamed: Sequence[Demand], depth: int) -> int:

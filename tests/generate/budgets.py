@@ -12,7 +12,9 @@ from endor_jax import models
 from endor_jax.errors import DoesNotFitError
 from endor_jax.generate.placement import Geometry, geometry, plan_model
 from endor_jax.store.manifest import Manifest, read_manifest
+from endor_jax.streaming.budget import default_device
 from endor_jax.streaming.plan import DEPTH, Plan
+from endor_jax.streaming.transfer import shares_memory
 
 HUGE = 2**40
 
@@ -21,7 +23,14 @@ def plan_at(
     path: Path, device: int, host: int, *, context: int | None = None, depth: int = DEPTH, batch: int = 1
 ) -> Plan:
     manifest, shape = described(path, context, batch)
-    return plan_model(manifest, shape, device_budget_bytes=device, host_budget_bytes=host, depth=depth)
+    return plan_model(
+        manifest,
+        shape,
+        device_budget_bytes=device,
+        host_budget_bytes=host,
+        depth=depth,
+        shares_memory=shares_memory(default_device()),
+    )
 
 
 def described(path: Path, context: int | None, batch: int = 1) -> tuple[Manifest, Geometry]:

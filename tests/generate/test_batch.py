@@ -59,7 +59,7 @@ def test_streamed_it_is_the_same_and_reads_what_one_prompt_reads(float32):
         expected = dict(model.complete_batch(prompts(), max_tokens=5))
     device, host = smallest(path, context=290, batch=8)
     with endor.load(path, context=290, batch=8, device_memory=device, host_memory=host) as model:
-        assert model.plan.count("disk") == model._runner.layers
+        assert model.plan.count("disk") == len(model.plan.tiers)
         done = dict(model.complete_batch(prompts(), max_tokens=5))
         together = model.statistics
         alone = model.complete(prompts()[0], max_tokens=5).statistics
@@ -79,7 +79,7 @@ def test_a_batch_costs_cache_and_activations(float32):
     assert four["activations"] > one["activations"]
     assert {name: four[name] for name in four if four[name] == one[name]}.keys() == {
         "stem and final",
-        "expanded weights",
+        "step temporaries",
     }
 
 

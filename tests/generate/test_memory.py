@@ -95,7 +95,7 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
     decoder = models.decoder(models.from_hf(config))
     shape = geometry(decoder.config, dtype, context, batch)
     costs = dict(fixed_costs(manifest, shape).device)
-    planned = costs["activations"] + costs["expanded weights"]
+    planned = costs["activations"] + costs["step temporaries"]
     layer, *_, head = (
         words_of(record.layout, [part.buffer_bytes for part in record.parts])
         for record in pass_records(manifest)
@@ -117,9 +117,8 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
         steps.head_step.lower(head, x(batch, 1)),
         steps.head_step.lower(head, x(1, CHUNK)),
     ]
-    # The prompts of all rows wait for their turn while one passes: that is no temporary of a step.
-    waiting = 2 * array_bytes((shape.positions - shape.capacity, decoder.config.hidden_size), dtype)
-    planned -= waiting
+    # The chunks of all prompts before and after a layer are arguments and results of a step.
+    planned -= 2 * array_bytes((shape.positions, decoder.config.hidden_size), dtype)
     most = max(map(temporary_bytes, lowered))
     print(f"{name} {dtype} {context}: {most / 2**20:.1f} MiB taken, {planned / 2**20:.1f} MiB planned")
     assert most <= planned <= 2 * most
@@ -128,7 +127,7 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
 def test_a_longer_context_costs_cache_and_activations(llama):
     short, long = (plan_at(llama, 2**40, 2**40, context=context).fixed.device for context in (128, 512))
     grown = {name for (name, before), (_, after) in zip(short, long, strict=True) if after > before}
-    assert grown == {"KV cache", "activations"}
+    assert grown == {"KV cache", "activations", "step temporaries"}  # the scores, in a model this small
 
 
 @pytest.mark.slow

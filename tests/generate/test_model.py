@@ -149,7 +149,7 @@ def test_what_does_not_fit_comes_with_the_smallest_plan(llama):
     endor.load(llama, device_memory=device, host_memory=host).close()
     for budget in ((device - 1, host), (device, host - 1)):
         with pytest.raises(DoesNotFitError, match=r"(?s)The smallest plan:\n.*KV cache.*token embedding"):
-            endor.load(llama, device_memory=budget[0], host_memory=budget[1])
+            endor.load(llama, device_memory=budget[0], host_memory=budget[1], depth=2)
 
 
 @pytest.mark.parametrize("context", [0, -1, 513])

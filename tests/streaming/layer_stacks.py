@@ -67,10 +67,10 @@ def sizes(manifest: Manifest) -> tuple[int, int]:
     return buffer, max(signature.layout.dense_bytes for signature in manifest.signatures)
 
 
-def device_budget(path: Path, buffers: int) -> int:
-    """The expanded layer and so many records."""
+def device_budget(path: Path, residents: int) -> int:
+    """The expanded layer and so many records. Those that are streamed take none here: memory is shared."""
     buffer, dense = sizes(endor.open(path).manifest)
-    return dense + buffers * buffer
+    return dense + residents * buffer
 
 
 def host_budget(path: Path, buffers: int) -> int:

@@ -17,9 +17,10 @@ from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
-from endor_jax.streaming.executor import Executor, Streamable, read_parts
+from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.ring import Ring
+from endor_jax.streaming.transfer import shares_memory
 
 LAYERS = stack(5)
 DEVICE = jax.local_devices()[0]
@@ -32,21 +33,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return endor.open(path)
 
 
-def executor(
-    checkpoint: Checkpoint, tiers: tuple[Tier, ...], *, depth: int = 2, held: tuple[int, ...] = ()
-) -> Executor:
+def executor(checkpoint: Checkpoint, tiers: tuple[Tier, ...], *, depth: int = 2) -> Executor:
     """One with the tiers that a test wants, whatever a budget would give."""
     manifest = checkpoint.manifest
     records = [
-        Streamable(
-            record.name,
-            record.parts,
-            manifest.layout(record),
-            held=read_parts(checkpoint, record.parts) if i in held else (),
-        )
-        for i, record in enumerate(manifest.records[: len(tiers)])
+        Streamable(record.name, record.parts, manifest.layout(record))
+        for record in manifest.records[: len(tiers)]
     ]
-    plan = Plan(tuple(record.demand for record in records), tiers, FixedCosts(), depth, 2**40, 2**40)
+    plan = Plan(
+        tuple(record.demand for record in records),
+        tiers,
+        FixedCosts(),
+        depth,
+        2**40,
+        2**40,
+        shares_memory(DEVICE),
+    )
     return Executor(checkpoint, records, plan=plan, device=DEVICE)
 
 
@@ -96,14 +98,6 @@ def test_released_slots_may_be_overwritten(
     run.close()
 
 
-def test_held_records_are_not_read_again(checkpoint: Checkpoint) -> None:
-    run = executor(checkpoint, ("host", "disk", "device"), held=(0, 2))
-    assert run.bytes_read == 0
-    check(run, passes=2)
-    assert run.bytes_read == 2 * run.plan.demands[1].read_bytes
-    run.close()
-
-
 def test_step_is_waited_for(checkpoint: Checkpoint) -> None:
     """Buffers of at most the running step, the last one and those ahead are alive at once."""
     run = executor(checkpoint, ("disk",) * 5, depth=2)
@@ -118,7 +112,8 @@ def test_step_is_waited_for(checkpoint: Checkpoint) -> None:
 
     for _ in range(3):
         run.run(step)
-    assert 0 < most <= run.plan.stream_buffer_bytes
+    buffer = max(demand.buffer_bytes for demand in run.plan.demands)
+    assert 0 < most <= (2 + 2) * buffer
     run.close()
 
 

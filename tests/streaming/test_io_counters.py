@@ -93,7 +93,7 @@ def measure(path: Path, device: int, host: int) -> dict[str, Any]:
 
 def test_kernel_agrees(path: Path) -> None:
     stored = endor.open(path).manifest.stored_bytes
-    streamed = measure(path, 5 * LAYER_BYTES + 2**20, 5 * LAYER_BYTES)
+    streamed = measure(path, LAYER_BYTES + 2**20, 5 * LAYER_BYTES + 2**20)
     resident = measure(path, PLENTY, 0)
     assert streamed["streamed"] == LAYERS
     assert resident["streamed"] == 0

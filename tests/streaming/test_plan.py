@@ -15,15 +15,15 @@ MIB = 2**20
 PLENTY = 2**50
 
 
-def demand(i: int, size: int, parts: int = 1, *, held: bool = False) -> Demand:
-    return Demand(f"layers.{i}", size * parts - 100, size * parts, parts, size, held)
+def demand(i: int, size: int, parts: int = 1) -> Demand:
+    return Demand(f"layers.{i}", size * parts - 100, size * parts, parts, size)
 
 
 equal = st.tuples(st.integers(1, 12), st.integers(1, 50), st.integers(1, 3)).map(
-    lambda drawn: [(4096 * drawn[1], drawn[2], False)] * drawn[0]
+    lambda drawn: [(4096 * drawn[1], drawn[2])] * drawn[0]
 )
 unequal = st.lists(
-    st.tuples(st.integers(1, 50).map(lambda pages: 4096 * pages), st.integers(1, 3), st.booleans()),
+    st.tuples(st.integers(1, 50).map(lambda pages: 4096 * pages), st.integers(1, 3)),
     min_size=1,
     max_size=12,
 )
@@ -37,31 +37,34 @@ def costs(device: int, host: int) -> FixedCosts:
 
 
 def plan(
-    sizes: Sequence[tuple[int, int, bool]],
+    sizes: Sequence[tuple[int, int]],
     device: int,
     host: int,
     *,
     depth: int = 2,
     fixed: tuple[int, int] = (0, 0),
+    shared: bool = False,
 ) -> Plan | None:
     """The plan, None if nothing fits."""
     try:
         return make_plan(
-            [demand(i, size, parts, held=held) for i, (size, parts, held) in enumerate(sizes)],
+            [demand(i, size, parts) for i, (size, parts) in enumerate(sizes)],
             fixed=costs(*fixed),
             device_budget_bytes=device,
             host_budget_bytes=host,
             depth=depth,
+            shares_memory=shared,
         )
     except DoesNotFitError:
         return None
 
 
-@given(equal | unequal, budgets, budgets, depths, fixed_bytes)
+@given(equal | unequal, st.tuples(budgets, budgets), depths, fixed_bytes, st.booleans())
 def test_budgets_hold(
-    sizes: list[tuple[int, int, bool]], device: int, host: int, depth: int, fixed: tuple[int, int]
+    sizes: list[tuple[int, int]], budget: tuple[int, int], depth: int, fixed: tuple[int, int], shared: bool
 ) -> None:
-    made = plan(sizes, device, host, depth=depth, fixed=fixed)
+    device, host = budget
+    made = plan(sizes, device, host, depth=depth, fixed=fixed, shared=shared)
     assume(made is not None)
     assert made is not None
     assert made.fits
@@ -69,14 +72,14 @@ def test_budgets_hold(
     assert made.host_bytes <= host
     assert made.count("device") + made.count("host") + made.count("disk") == len(sizes)
     # What fits exactly is accepted, and gives the same.
-    exact = plan(sizes, made.device_bytes, made.host_bytes, depth=depth, fixed=fixed)
+    exact = plan(sizes, made.device_bytes, made.host_bytes, depth=depth, fixed=fixed, shared=shared)
     assert exact is not None
     assert exact.transferred_bytes_per_pass == made.transferred_bytes_per_pass
 
 
 @given(equal | unequal, budgets, budgets, depths)
 def test_more_device_memory_never_transfers_more(
-    sizes: list[tuple[int, int, bool]], device: int, more: int, depth: int
+    sizes: list[tuple[int, int]], device: int, more: int, depth: int
 ) -> None:
     small, large = (plan(sizes, size, PLENTY, depth=depth) for size in (device, device + more))
     assume(small is not None)
@@ -87,7 +90,7 @@ def test_more_device_memory_never_transfers_more(
 
 @given(equal | unequal, budgets, budgets, budgets, depths)
 def test_more_host_memory_never_reads_more(
-    sizes: list[tuple[int, int, bool]], device: int, host: int, more: int, depth: int
+    sizes: list[tuple[int, int]], device: int, host: int, more: int, depth: int
 ) -> None:
     small, large = (plan(sizes, device, size, depth=depth) for size in (host, host + more))
     assume(small is not None)
@@ -99,7 +102,7 @@ def test_more_host_memory_never_reads_more(
 
 @given(equal, budgets, budgets, budgets, budgets, depths)
 def test_more_memory_of_either_kind_never_streams_more(
-    sizes: list[tuple[int, int, bool]], device: int, host: int, more: int, other: int, depth: int
+    sizes: list[tuple[int, int]], device: int, host: int, more: int, other: int, depth: int
 ) -> None:
     small, large = (
         plan(sizes, *pair, depth=depth) for pair in ((device, host), (device + more, host + other))
@@ -113,9 +116,9 @@ def test_more_memory_of_either_kind_never_streams_more(
 
 @given(equal | unequal, depths, fixed_bytes, st.sampled_from(["device", "host"]))
 def test_one_byte_less_than_the_minimum(
-    sizes: list[tuple[int, int, bool]], depth: int, fixed: tuple[int, int], short: str
+    sizes: list[tuple[int, int]], depth: int, fixed: tuple[int, int], short: str
 ) -> None:
-    demands = [demand(i, size, parts, held=held) for i, (size, parts, held) in enumerate(sizes)]
+    demands = [demand(i, size, parts) for i, (size, parts) in enumerate(sizes)]
 
     def made(budget: int) -> Plan:
         device, host = (budget, PLENTY) if short == "device" else (4096 * 40, budget)
@@ -147,7 +150,7 @@ def test_spread_is_even(total: int, count: int) -> None:
 
 
 def test_streamed_records_are_spaced() -> None:
-    made = plan([(MIB, 1, False)] * 12, 10 * MIB, PLENTY)
+    made = plan([(MIB, 1)] * 12, 10 * MIB, PLENTY)
     assert made is not None
     assert made.count("device") == 6
     assert made.streamed == (0, 2, 4, 6, 8, 10)
@@ -155,30 +158,54 @@ def test_streamed_records_are_spaced() -> None:
 
 def test_the_unequal_record_that_matters_is_kept() -> None:
     # One resident of any place fits beside the stream's buffers; the large one saves most.
-    made = plan([(MIB, 1, False), (3 * MIB, 1, False)], 10 * MIB, PLENTY, depth=1)
+    made = plan([(MIB, 1), (3 * MIB, 1)], 10 * MIB, PLENTY, depth=1)
     assert made is not None
     assert made.tiers[1] == "device"
 
 
-def test_held_records_cost_no_host_memory() -> None:
-    made = plan([(9 * MIB, 1, True)] + [(MIB, 1, False)] * 40, 36 * MIB, 4 * MIB)
-    assert made is not None
-    assert made.tiers == ("host", *["disk"] * 40)
-    assert made.host_bytes == 4 * MIB
+def test_where_memory_is_shared_records_are_used_in_their_slots() -> None:
+    sizes = [(MIB, 1)] * 10
+    apart = plan(sizes, 4 * MIB, 4 * MIB)
+    assert apart is not None
+    assert (apart.stream_buffer_bytes, apart.slots) == (4 * MIB, 4)
+    shared = plan(sizes, 0, 5 * MIB, shared=True)
+    assert shared is not None
+    # Two issued ahead, the one that runs, the one before it, one being read.
+    assert (shared.stream_buffer_bytes, shared.slots) == (0, 5)
+    assert shared.host_bytes == 5 * MIB
+
+
+def test_fewer_are_issued_ahead_where_only_that_fits() -> None:
+    def made(device: int, depth: int | None) -> Plan:
+        return make_plan(
+            [demand(i, MIB) for i in range(10)],
+            fixed=costs(0, 0),
+            device_budget_bytes=device,
+            host_budget_bytes=4 * MIB,
+            depth=depth,
+        )
+
+    assert made(4 * MIB, None).depth == 2
+    assert made(4 * MIB - 1, None).depth == 1
+    assert "1 issued ahead" in repr(made(4 * MIB - 1, None))
+    with pytest.raises(DoesNotFitError):  # what was asked for by name is not changed
+        made(4 * MIB - 1, 2)
+    with pytest.raises(DoesNotFitError, match=r"at least 3 MiB"):
+        made(3 * MIB - 1, None)
 
 
 def test_everything_fits() -> None:
-    made = plan([(MIB, 2, False)] * 5, 10 * MIB, 0)
+    made = plan([(MIB, 2)] * 5, 10 * MIB, 0)
     assert made is not None
     assert made.tiers == ("device",) * 5
     assert (made.device_bytes, made.host_bytes, made.slots) == (10 * MIB, 0, 0)
 
 
 def test_the_ring_is_no_larger_than_what_it_can_hold() -> None:
-    made = plan([(MIB, 1, False)], 2 * MIB - 1, PLENTY, depth=4)
+    made = plan([(MIB, 1)], 2 * MIB - 1, PLENTY, depth=4)
     assert made is not None
     assert made.tiers == ("device",)
-    made = plan([(MIB, 1, False)] * 2, 4 * MIB, 0, depth=8)
+    made = plan([(MIB, 1)] * 2, 4 * MIB, 0, depth=8)
     assert made is not None
     assert made.count("device") == 2
 
@@ -191,7 +218,7 @@ def test_repr() -> None:
         host_budget_bytes=int(6.5 * MIB),
     )
     assert repr(made).splitlines() == [
-        "records      2 on the device, 2 in host memory, 6 on disk",
+        "records      2 on the device, 2 in host memory, 6 on disk; 2 issued ahead",
         "per pass     5.999 MiB read, 8 MiB transferred",
         "device       9 MiB of 9 MiB",
         "  KV cache            3 MiB",
@@ -207,4 +234,4 @@ def test_repr() -> None:
 @pytest.mark.parametrize("depth", [0, -1])
 def test_depth_must_be_positive(depth: int) -> None:
     with pytest.raises(InvalidInputError, match=f"depth: got {depth}, expected at least 1"):
-        plan([(MIB, 1, False)], PLENTY, PLENTY, depth=depth)
+        plan([(MIB, 1)], PLENTY, PLENTY, depth=depth)

@@ -38,7 +38,7 @@ def test_wrong_number_of_states(path: Path) -> None:
 
 
 def test_use_after_close(path: Path) -> None:
-    run = endor.stream(apply, path, device_memory=device_budget(path, 4), host_memory=PLENTY)
+    run = endor.stream(apply, path, device_memory=device_budget(path, 0), host_memory=PLENTY)
     run.close()
     run.close()
     with pytest.raises(StreamError, match=r"stream: got a call after close\(\)"):
@@ -49,22 +49,22 @@ def test_error_in_a_layer_closes_the_stream(path: Path) -> None:
     def layer(params: Any, x: Any, state: Any) -> Any:
         raise ZeroDivisionError("in the layer")
 
-    run = endor.stream(layer, path, device_memory=device_budget(path, 4), host_memory=host_budget(path, 4))
+    run = endor.stream(layer, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 5))
     with pytest.raises(ZeroDivisionError):
         run(inputs())
     with pytest.raises(StreamError):
         run(inputs())
 
 
-@pytest.mark.parametrize("buffers", [4, 99])
+@pytest.mark.parametrize("buffers", [5, 99])
 def test_damaged_part(tmp_path: Path, buffers: int) -> None:
     endor.save(tmp_path / "x", LAYERS)
-    device, host = device_budget(tmp_path / "x", buffers), host_budget(tmp_path / "x", buffers)
+    device, host = device_budget(tmp_path / "x", buffers - 5), host_budget(tmp_path / "x", buffers)
     file = tmp_path / "x/parts/layers.3.0/c/0"
     data = bytearray(file.read_bytes())
     data[999] ^= 1
     file.write_bytes(data)
-    where = "record layers.3, part .*layers.3.0" if buffers == 4 else "part .*layers.3.0"
+    where = "record layers.3, part .*layers.3.0" if buffers == 5 else "part .*layers.3.0"
     with (
         pytest.raises(CorruptCheckpointError, match=rf"^{where}: got digest"),
         endor.stream(apply, tmp_path / "x", device_memory=device, host_memory=host) as run,
@@ -76,11 +76,11 @@ def test_budget_too_small(path: Path) -> None:
     with pytest.raises(DoesNotFitError, match="got 1 B of device memory"):
         endor.stream(apply, path, device_memory=1)
     with pytest.raises(DoesNotFitError, match="got 1 B of host memory"):
-        endor.stream(apply, path, device_memory=device_budget(path, 4), host_memory="1B")
+        endor.stream(apply, path, device_memory=device_budget(path, 0), host_memory="1B")
 
 
 def test_abandoned_stream_stops_its_readers(path: Path) -> None:
-    run = endor.stream(apply, path, device_memory=device_budget(path, 4), host_memory=host_budget(path, 4))
+    run = endor.stream(apply, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 5))
     executor = weakref.ref(run._executor)
     run(inputs())
     del run
@@ -96,7 +96,7 @@ def test_exit_without_close(path: Path) -> None:
         "slow = Checkpoint.read_part\n"
         "Checkpoint.read_part = lambda *a, **k: [slow(*a, **k) for _ in range(100)]\n"
         f"run = endor.stream(lambda p, x, s: (x, s), {str(path)!r}, "
-        f"device_memory={device_budget(path, 4)}, host_memory={host_budget(path, 4)})\n"
+        f"device_memory={device_budget(path, 0)}, host_memory={host_budget(path, 5)})\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
