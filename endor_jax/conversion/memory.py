@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from endor_jax.conversion.estimate import stored_info
-from endor_jax.memory import peak_host_bytes, resident_bytes
+from endor_jax.memory import give_back, peak_host_bytes, resident_bytes
 from endor_jax.sources.gguf import GgufSource
 from endor_jax.sources.source import Source
 from endor_jax.store.manifest import Manifest
@@ -30,6 +30,7 @@ def peak_bytes(
 
     names: of the source, by record and tensor. expected: the manifest to expect. dtype: of the settings.
     """
+    give_back()  # what the survey has freed
     most = 0
     for record in expected.records:
         held = 0

@@ -20,7 +20,7 @@ from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.conversion.survey import Progress, Survey, survey
 from endor_jax.errors import ResumeError
 from endor_jax.format.layout import RecordLayout
-from endor_jax.memory import peak_host_bytes
+from endor_jax.memory import give_back, peak_host_bytes
 from endor_jax.sources.mapping import Place
 from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
@@ -174,6 +174,7 @@ def _write_records(
             writer.write_record(record, layout, {})
         negative_zeros += note["negative_zeros"]
         done += layout.dense_bytes
+        give_back()
     report("done", done, plan.dense_bytes)
     return negative_zeros
 
