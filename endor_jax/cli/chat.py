@@ -67,6 +67,8 @@ def command(
                 continue
             try:
                 _answer(session, message, output, sampler=sampler, max_tokens=max_tokens, stop=stop or [])
+                if session.statistics is not None and not as_json:
+                    output.detail(summary(model, session.statistics))
                 answered = True
             except InvalidInputError as error:
                 if not answered:  # not what was said last, but the model or an option
@@ -117,5 +119,3 @@ def _answer(
             json.dumps({"text": text, "token_ids": ids} | statistics_values(session.statistics)) + "\n"
         )
         sys.stdout.flush()
-    elif output.verbose:
-        output.notes.print(summary(session.statistics), style="dim")

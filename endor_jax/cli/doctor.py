@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
     import jax
 
     from endor_jax.kernels.backends import resolve
-    from endor_jax.streaming.budget import free_host_bytes
+    from endor_jax.memory import free_host_bytes
     from endor_jax.streaming.sizes import format_size
     from endor_jax.version import VERSION
 

@@ -87,9 +87,11 @@ def command(
             result = _batch(model, prompts, wishes, output, as_it_is=ignore_chat_template)
         assert model.statistics is not None
         if as_json:
-            output.json(result | statistics_values(model.statistics) | {"plan": plan_values(model.plan)})
+            expected = {"expected_peak_host_bytes": model.expected_peak_host_bytes, "reader": model.reader}
+            figures = statistics_values(model.statistics) | expected | {"plan": plan_values(model.plan)}
+            output.json(result | figures)
         else:
-            output.notes.print(summary(model.statistics), style="dim")
+            output.notes.print(summary(model, model.statistics), style="dim")
 
 
 def _one(model: Model, text: str, wishes: Wishes, output: Output, *, as_it_is: bool) -> dict[str, Any]:
@@ -176,14 +178,15 @@ def statistics_values(statistics: Statistics) -> dict[str, Any]:
     }
 
 
-def summary(statistics: Statistics) -> str:
-    """Statistics in a line."""
+def summary(model: Model, statistics: Statistics) -> str:
+    """Statistics of a generation in a line."""
     from endor_jax.streaming.sizes import format_size
 
+    expected = format_size(model.expected_peak_host_bytes)
     return (
         f"prompt {statistics.prompt_tokens} tokens at {statistics.prompt_tokens_per_second:.1f} tokens/s, "
         f"generation {statistics.generated_tokens} tokens at "
         f"{statistics.generation_tokens_per_second:.2f} tokens/s, "
-        f"{format_size(statistics.bytes_read)} read, "
-        f"peak memory {format_size(statistics.peak_host_bytes)}"
+        f"{format_size(statistics.bytes_read)} read ({model.reader}), "
+        f"peak memory {format_size(statistics.peak_host_bytes)} (at most {expected} expected)"
     )

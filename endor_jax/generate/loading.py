@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from endor_jax.errors import CorruptCheckpointError
 from endor_jax.format.record import Record
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import Geometry, pass_records
 from endor_jax.generate.runner import Runner
 from endor_jax.models import Decoder
-from endor_jax.store.manifest import StoredRecord
+from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.executor import Executor, read_parts
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.transfer import Device, put
+
+
+def check_records(path: Path, manifest: Manifest, decoder: Decoder) -> None:
+    """Raises CorruptCheckpointError unless the records are those of a model of this config.
+
+    A manifest with right digests may still have been put together by somebody.
+    """
+    config = decoder.config
+    vocabulary = {"weight": (config.vocabulary_size, config.hidden_size)}
+    expected = {"embedding": vocabulary} | ({"stem": decoder.stem_shapes} if decoder.stem_shapes else {})
+    expected |= {f"layers.{i}": decoder.block_shapes for i in range(config.layers)}
+    expected |= {"final": decoder.final_shapes} | ({} if config.tied_head else {"head": vocabulary})
+    got = {
+        record.name: {name: tensor.shape for name, tensor in manifest.layout(record).tensors}
+        for record in manifest.records
+    }
+    differing = sorted(name for name in expected | got if expected.get(name) != got.get(name))
+    if differing:
+        name = differing[0]
+        raise CorruptCheckpointError(
+            f"checkpoint {path}, record {name}",
+            got=f"tensors {got[name]}" if name in got else "no such record",
+            expected=f"tensors {expected[name]}" if name in expected else "no such record, by its config",
+            fix="convert the model again",
+        )
 
 
 def make_runner(

@@ -17,7 +17,8 @@ from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.batch import generate_batch
 from endor_jax.generate.continuation import FinishReason, Token, Wishes, wishes_for
-from endor_jax.generate.loading import make_runner
+from endor_jax.generate.footprint import expected_peak_bytes
+from endor_jax.generate.loading import check_records, make_runner
 from endor_jax.generate.placement import CHUNK, geometry, plan_model
 from endor_jax.generate.runner import Runner
 from endor_jax.generate.sampling import Sampler
@@ -47,13 +48,22 @@ class Completion:
 class Model:
     """A loaded model; made by `load`. One pass at a time; `close` is idempotent.
 
-    plan: where the records are and what they take. tokenizer: None if the checkpoint has none; prompts are
+    plan: where the records are and what they take. expected_peak_host_bytes: a bound on the resident memory
+    of this process, from before anything was loaded. tokenizer: None if the checkpoint has none; prompts are
     token ids then. statistics: of the latest generation.
     """
 
-    def __init__(self, checkpoint: Checkpoint, runner: Runner, tokenizer: Tokenizer | None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        runner: Runner,
+        tokenizer: Tokenizer | None,
+        *,
+        expected_peak_host_bytes: int,
+    ):
         self._checkpoint, self._runner = checkpoint, runner
         self.tokenizer = tokenizer
+        self.expected_peak_host_bytes = expected_peak_host_bytes
         self.plan = runner.executor.plan
         self.statistics: Statistics | None = None
 
@@ -163,6 +173,11 @@ class Model:
         return losses(self._runner, [_integers(row) for row in token_ids])
 
     @property
+    def reader(self) -> str:
+        """How parts are read from disk (`store/direct.py`)."""
+        return self._checkpoint.reader
+
+    @property
     def vocabulary_size(self) -> int:
         """Logits per position; token ids are below it."""
         return self._runner.embedding.vocabulary
@@ -218,17 +233,19 @@ def load(
     context: int | None = None,
     batch: int = 1,
     depth: int | None = None,
+    reader: str | None = None,
 ) -> Model:
     """Opens a converted model and places its records.
 
     device_memory, host_memory: budgets ("8GiB" or bytes), by default 90 % of what is free. context: most
     tokens of prompt and generation together, by default the model's own limit, at most 2048. batch: most
     sequences under way at once in `complete_batch`. depth: records whose transfer is issued ahead, by
-    default 2, or 1 where only that fits.
+    default 2, or 1 where only that fits. reader: "preadv", "direct", "mmap" or "tensorstore"; by default what
+    was measured to be best on this disk.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
     device = default_device()
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, reader=reader)
     manifest = checkpoint.manifest
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
@@ -242,8 +259,11 @@ def load(
         depth=depth,
         shares_memory=shares_memory(device),
     )
+    check_records(checkpoint.path, manifest, decoder)
+    expected = expected_peak_bytes(plan)
     for name in manifest.files:  # those of parts are checked when the parts are read
         if not name.startswith(PARTS):
             checkpoint.read_file(name)
     tokenizer = load_tokenizer(checkpoint.path) if "tokenizer.json" in manifest.files else None
-    return Model(checkpoint, make_runner(checkpoint, decoder, shape, plan=plan, device=device), tokenizer)
+    runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device)
+    return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected)

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from endor_jax.errors import UnsupportedError
+from endor_jax.memory import free_host_bytes
 from endor_jax.store.direct import open_part
-from endor_jax.store.free_memory import free_host_bytes
 from endor_jax.store.part import DATA_FILE
 
 SMALL_BYTES = 16 * 2**20

@@ -100,17 +100,19 @@ def stream(
     device_memory: str | int | None = None,
     host_memory: str | int | None = None,
     depth: int | None = None,
+    reader: str | None = None,
     like: Any = None,
 ) -> Stream:
     """Opens a checkpoint written by `save` and binds a layer function to it.
 
     layer: (params, x, state) -> (x, state), pure; params has the structure that was saved, dense, expanded
     inside the jitted step. device_memory, host_memory: budgets for weights ("8GiB"), by default 90 % of what
-    is free. depth: records issued ahead, by default 2, or 1 where only that fits. like: a tree of the saved
-    structure, needed only when it holds other containers than dicts, lists and tuples (an `nnx.State`).
+    is free. depth: records issued ahead, by default 2, or 1 where only that fits. reader: as `load` takes it.
+    like: a tree of the saved structure, needed only when it holds other containers than dicts, lists and
+    tuples (an `nnx.State`).
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError, InvalidInputError.
     """
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, reader=reader)
     device = default_device()
     manifest = checkpoint.manifest
     if like is None and any(signature.tree is None for signature in manifest.signatures):

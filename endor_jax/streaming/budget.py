@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import jax.numpy as jnp
 
 from endor_jax.errors import InvalidInputError
+from endor_jax.memory import free_host_bytes
 from endor_jax.streaming.sizes import parse_size
 from endor_jax.streaming.transfer import Device
 
@@ -41,22 +39,6 @@ def budgets(
         host = free
         on_device = int(FREE_SHARE * free_device_bytes(device)) if device_asked is None else 0
     return on_device if device_asked is None else device_asked, host if host_asked is None else host_asked
-
-
-def free_host_bytes() -> int:
-    """Memory that can be used without swapping, within the limit of this process's control group."""
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (FileNotFoundError, KeyError):  # no Linux: the physical memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:  # no control groups, or of version 1
-        return free
-    return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
 
 
 def free_device_bytes(device: Device) -> int:
