@@ -56,8 +56,10 @@ def command(
 
 def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest:
     """The manifest of a checkpoint, or the one that converting would give."""
+    from endor_jax import models
     from endor_jax.conversion.estimate import estimate_config, estimate_source
     from endor_jax.errors import InvalidInputError
+    from endor_jax.generate.loading import check_records
     from endor_jax.sources.json_object import read_json_object
     from endor_jax.sources.opening import open_source
     from endor_jax.store.manifest import MANIFEST_FILE
@@ -72,7 +74,7 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
                 fix="leave them out",
             )
         with Checkpoint(path) as opened:
-            opened.model_config()
+            check_records(opened.path, opened.manifest, models.decoder(models.from_hf(opened.model_config())))
             return opened.manifest
     if path.suffix == ".json":
         config = read_json_object(path)

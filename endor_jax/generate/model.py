@@ -248,6 +248,7 @@ def load(
     checkpoint = Checkpoint(path, reader=reader)
     manifest = checkpoint.manifest
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
+    check_records(checkpoint.path, manifest, decoder)
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
     shape = geometry(decoder.config, dtype, context, batch)
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
@@ -259,7 +260,6 @@ def load(
         depth=depth,
         shares_memory=shares_memory(device),
     )
-    check_records(checkpoint.path, manifest, decoder)
     expected = expected_peak_bytes(plan)
     for name in manifest.files:  # those of parts are checked when the parts are read
         if not name.startswith(PARTS):
