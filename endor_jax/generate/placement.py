@@ -123,7 +123,8 @@ def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
     )
     weight = manifest.layout(records["embedding"])["weight"]
     assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
-    return FixedCosts(device=device, host=(("token embedding", held_bytes(weight)),))
+    embedding = min(held_bytes(weight), records["embedding"].buffer_bytes)  # of a tiny one, all of it
+    return FixedCosts(device=device, host=(("token embedding", embedding),))
 
 
 def expanded_bytes(manifest: Manifest) -> int:
