@@ -37,6 +37,8 @@ def check_destination(
         if names - {JOURNAL_FILE} or (names and not _is_blank(path / JOURNAL_FILE)):
             raise _exists(path, "a directory that is not empty")
         return
+    if not _is_directory(path / PARTS):  # whatever lies behind a link is not ours to clear away
+        raise _exists(path, f"{PARTS!r} that is a link or a file beside a journal")
     foreign = sorted(names - {name.split("/")[0] for name in known_entries(path, header)} - {PARTS})
     foreign += [f"{PARTS}/{name}" for name in _inside(path / PARTS) if not _PART.fullmatch(name)]
     if foreign:
@@ -55,8 +57,15 @@ def _is_blank(journal: Path) -> bool:
     return b"\n" not in journal.read_bytes()
 
 
+def _is_directory(path: Path) -> bool:
+    """Whether a path is a directory itself, not by way of a link, or nothing at all."""
+    return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink())
+
+
 def _inside(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    """The names in a directory, which is not followed if it is a link."""
+    listed = directory.is_dir() and not directory.is_symlink()
+    return sorted(entry.name for entry in directory.iterdir()) if listed else []
 
 
 def known_entries(path: Path, header: Entry | None) -> list[str]:

@@ -60,9 +60,12 @@ def rest_of(directory: Path, part: Part) -> str:
 
 
 def is_sound(directory: Path, finished: FinishedPart) -> bool:
-    """Whether every byte of a part is what the journal says, and nothing lies beside it."""
+    """Whether every byte of a part is what the journal says, in its place and not behind a link, and nothing
+    lies beside it."""
     place, part = directory / finished.part.path, finished.part
     try:
+        if any(each.is_symlink() for each in (place, *place.rglob("*"))):
+            return False
         files = {str(file.relative_to(place)) for file in place.rglob("*") if not file.is_dir()}
         if files != {METADATA_FILE, DATA_FILE}:
             return False

@@ -140,6 +140,40 @@ def test_a_hostile_journal_makes_us_touch_nothing_elsewhere(tmp_path: Path, file
     assert (tmp_path / "victim").read_text() == "mine"
 
 
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("kind", ["link", "dangling", "file"])
+def test_parts_that_lie_elsewhere_are_refused(tmp_path: Path, kind: str, resume: bool) -> None:
+    (_made(tmp_path / "theirs/project.1") / "thesis.txt").write_text("mine")
+    journal = Journal(_made(tmp_path / "x"))
+    journal.start({"journal": 1} | JOB)
+    journal.close()
+    if kind == "file":
+        (tmp_path / "x/parts").write_text("mine")
+    else:
+        (tmp_path / "x/parts").symlink_to(tmp_path / ("theirs" if kind == "link" else "nowhere"))
+    before = names(tmp_path)
+    with pytest.raises(DestinationExistsError, match=r"got 'parts' that is a link or a file .*remove it"):
+        CheckpointWriter(tmp_path / "x", job=JOB, resume=resume)
+    assert names(tmp_path) == before
+
+
+def test_links_among_the_parts_are_unlinked_and_never_followed(tmp_path: Path) -> None:
+    theirs = _made(tmp_path / "theirs")
+    (theirs / "thesis.txt").write_text("mine")
+    begin(tmp_path / "x")
+    parts = tmp_path / "x/parts"
+    (parts / "layers.0.0").rename(tmp_path / "moved")  # sound, but not in its place
+    (parts / "layers.0.0").symlink_to(tmp_path / "moved")
+    (parts / "layers.0.1/c").rename(tmp_path / "moved-c")
+    (parts / "layers.0.1/c").symlink_to(tmp_path / "moved-c")
+    (parts / "layers.1.0").symlink_to(theirs)
+    (_made(parts / "layers.1.1") / "c").symlink_to(theirs)
+    with CheckpointWriter(tmp_path / "x", job=JOB, resume=True) as writer:
+        assert writer.missing("layers.0", LAYOUT) == (0, 1)
+        assert list(parts.iterdir()) == []
+    assert names(tmp_path) >= {"theirs/thesis.txt", "moved/c/0", "moved/zarr.json", "moved-c/0"}
+
+
 @pytest.mark.parametrize(
     "entry", [{}, {"part": 3}, {"part": {"path": "p"}}, {"part": {"digests": 1}}], ids=str
 )
