@@ -26,7 +26,7 @@ def check_destination(
     header, locked: the first line of the journal, from whoever holds the lock on it. Reads only. Raises
     DestinationExistsError, or DestinationBusyError if a writer is at work there.
     """
-    if not locked:
+    if not locked:  # raises too if something of the journal's name is none
         header = peek(path)
     if not path.is_dir():
         if os.path.lexists(path):
@@ -34,7 +34,7 @@ def check_destination(
         return
     names = {entry.name for entry in path.iterdir()} - ({JOURNAL_FILE} if locked else set())
     if header is None:
-        if names - {JOURNAL_FILE} or (names and not _is_blank(path / JOURNAL_FILE)):
+        if names - {JOURNAL_FILE}:  # a journal without a first line was killed in it: nothing to lose
             raise _exists(path, "a directory that is not empty")
         return
     if not _is_directory(path / PARTS):  # whatever lies behind a link is not ours to clear away
@@ -50,11 +50,6 @@ def check_destination(
             expected="a path where nothing is yet",
             fix="remove it first, or, if it was a conversion, go on with it (without --no-resume)",
         )
-
-
-def _is_blank(journal: Path) -> bool:
-    """Whether a journal has no whole first line because it was killed in it: there is nothing to lose."""
-    return b"\n" not in journal.read_bytes()
 
 
 def _is_directory(path: Path) -> bool:

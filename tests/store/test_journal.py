@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endor_jax.errors import DestinationBusyError
-from endor_jax.store.journal import Journal, peek, read_lines
+from endor_jax.store.digest import digest_bytes
+from endor_jax.store.journal import Journal, _line, peek, read_lines
 
 ENTRIES = st.lists(
     st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.floats(allow_nan=False))),
@@ -54,6 +56,25 @@ def test_a_damaged_line_and_all_after_it_do_not_count(
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_without_a_crash(data: bytes) -> None:
     assert read_lines(data) == ([], 0)
+
+
+NO_OBJECTS = st.sampled_from(
+    [b"", b"{", b"[1]", b"5", b"null", b'"{}"', b"\xff", b"[" * 100_000, b"9" * 5000]
+)
+
+
+@given(ENTRIES, NO_OBJECTS | st.binary(max_size=20).filter(lambda text: b"\n" not in text), ENTRIES)
+def test_a_right_digest_of_no_json_object_ends_it(
+    before: list[dict[str, Any]], text: bytes, after: list[dict[str, Any]]
+) -> None:
+    whole = b"".join(map(_line, before))
+    crafted = whole + digest_bytes(text).encode() + b" " + text + b"\n" + b"".join(map(_line, after))
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        assert read_lines(crafted) == (before, len(whole))
 
 
 def test_it_is_opened_again_behind_its_last_whole_line(tmp_path: Path) -> None:

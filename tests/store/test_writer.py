@@ -186,19 +186,47 @@ def test_lines_that_are_no_parts(tmp_path: Path, entry: dict[str, Any]) -> None:
         CheckpointWriter(tmp_path / "x", job=JOB, resume=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"half a li", b"0123456789abcdef {}"])
+@pytest.mark.parametrize("content", [b"", b"0123", b"0123456789abcdef ", b"0123456789abcdef {}"])
 def test_a_journal_killed_in_its_first_line_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     (_made(tmp_path / "x") / "endor.journal").write_bytes(content)
     begin(tmp_path / "x", resume=True)
     assert "parts/layers.0.0/c/0" in names(tmp_path / "x")
 
 
-@pytest.mark.parametrize("content", [b"somebody's text\n", b"\0\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"somebody's text\n", b"\0\n", b"precious data, no newline", b"0123456789abcdef0", b"beef "],
+)
 def test_a_file_of_that_name_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (_made(tmp_path / "x") / "endor.journal").write_bytes(content)
-    with pytest.raises(DestinationExistsError, match="not empty"):
+    with pytest.raises(DestinationExistsError, match=r"journal .*got a file that is no journal, .*remove it"):
         begin(tmp_path / "x", resume=True)
     assert (tmp_path / "x/endor.journal").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"precious data, no newline", None], ids=str)
+def test_a_journal_that_is_a_link_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "precious").write_bytes(content)
+    (_made(tmp_path / "x") / "endor.journal").symlink_to(tmp_path / "precious")
+    for resume in (True, False):
+        with pytest.raises(
+            DestinationExistsError, match=r"journal .*got a link or something else that is no f"
+        ):
+            begin(tmp_path / "x", resume=resume)
+    assert (tmp_path / "x/endor.journal").is_symlink()
+    assert names(tmp_path) == (set() if content is None else {"precious", "x/endor.journal"})
+    assert content is None or (tmp_path / "precious").read_bytes() == content
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_journal_that_is_no_file_is_refused(tmp_path: Path, make: Any) -> None:
+    make(_made(tmp_path / "x") / "endor.journal")
+    with pytest.raises(
+        DestinationExistsError, match=r"journal .*got something that is no file, expected what"
+    ):
+        begin(tmp_path / "x", resume=True)
+    assert os.listdir(tmp_path / "x") == ["endor.journal"]
 
 
 def test_a_refusal_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
