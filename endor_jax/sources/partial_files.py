@@ -6,7 +6,6 @@ killed leaves such files behind, and the next one takes them over.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -16,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from endor_jax.errors import DestinationBusyError, DestinationExistsError, EndorError, StorageError
+from endor_jax.store.files import sync_directory
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def partial_files(directory: Path, sizes: Mapping[Path, int]) -> Iterator[dict[P
                 os.fsync(file.fileno())
             for target in opened:
                 _put(target, undo)
-            _flush(directory)
+            sync_directory(directory)
         undo.pop_all()
 
 
@@ -124,15 +124,3 @@ def _put(target: Path, undo: ExitStack) -> None:
         )
     target.with_name(f".{target.name}.partial").rename(target)
     undo.callback(target.unlink, missing_ok=True)
-
-
-def _flush(directory: Path) -> None:
-    """Make the renames durable. Some file systems cannot, and say so with EINVAL."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)

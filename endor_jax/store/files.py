@@ -1,4 +1,4 @@
-"""Opening the files of a checkpoint: there, regular and inside it, or one clear error.
+"""The files of a checkpoint: opened only if there, regular and inside it; directories synced.
 
 A directory may hold anything under the names that a manifest lists: a pipe that never ends, a directory, a
 link to somewhere else, a file too large for memory. None of them is opened for reading here.
@@ -58,6 +58,21 @@ def read_bytes(path: Path) -> bytes:
         if size > FILE_LIMIT_BYTES:
             raise not_a_file(path, f"{size:,} bytes")
         return file.read()
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes what was made, renamed and removed in a directory durable. Raises OSError.
+
+    A file system that cannot do that for directories says so with EINVAL; then there is nothing to be done.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def missing(path: Path) -> IncompleteCheckpointError:

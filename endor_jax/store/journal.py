@@ -24,8 +24,8 @@ from typing import Any
 
 from endor_jax.errors import DestinationBusyError, DestinationExistsError
 from endor_jax.store.digest import digest_bytes
+from endor_jax.store.files import sync_directory
 from endor_jax.store.manifest import JOURNAL_FILE
-from endor_jax.store.shard import sync_directory
 
 JOURNAL_VERSION = 1
 

@@ -30,7 +30,7 @@ from endor_jax.format.stats import TensorStats
 from endor_jax.format.tree import Shape
 from endor_jax.format.values import parse_codec
 from endor_jax.store.digest import digest_json
-from endor_jax.store.files import read_bytes
+from endor_jax.store.files import read_bytes, sync_directory
 from endor_jax.store.manifest_schema import check_schema
 from endor_jax.store.part import METADATA_FILE, PAGE_BYTES, chunk_bytes_for
 
@@ -293,19 +293,19 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes `endor.json`: to a temporary file, synced, then renamed, and the rename synced too."""
+    """Writes `endor.json`: to a temporary file, synced, then renamed, and the rename synced too.
+
+    What it lists must be durable in its directories, but for `directory` itself: that is synced before.
+    """
     temporary = directory / f"{MANIFEST_FILE}.tmp"
     data = manifest_bytes(manifest)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    sync_directory(directory)
     temporary.rename(directory / MANIFEST_FILE)
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_directory(directory)
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from endor_jax.arrays import round_up
 from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, StorageError
+from endor_jax.store.files import sync_directory
 from endor_jax.store.shard import refusal, write_shard
 
 PAGE_BYTES = 4096
@@ -71,6 +72,7 @@ def write_part(directory: Path, data: np.ndarray) -> None:
     try:
         ts.open(spec).result()
         write_shard(directory / DATA_FILE, data, chunk)
+        sync_directory(directory.parent)  # TensorStore and write_shard sync what is below
     except (OSError, ValueError) as error:  # ValueError is all that TensorStore has
         raise StorageError(
             f"part {directory}",

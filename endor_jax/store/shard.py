@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from endor_jax.arrays import round_up
+from endor_jax.store.files import sync_directory
 
 _CASTAGNOLI = 0x82F63B78
 """The polynomial of crc32c, bits reversed (RFC 3720, appendix B.4)."""
@@ -57,12 +58,3 @@ def crc32c(data: bytes) -> int:
         for _ in range(8):
             crc = (crc >> 1) ^ (_CASTAGNOLI if crc & 1 else 0)
     return crc ^ 0xFFFFFFFF
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes renames and removals in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

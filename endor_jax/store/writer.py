@@ -26,6 +26,7 @@ from endor_jax.format.layout import RecordLayout
 from endor_jax.format.tree import Shape
 from endor_jax.store.destination import check_destination, check_job, known_entries
 from endor_jax.store.digest import digest_bytes, digest_chunks
+from endor_jax.store.files import sync_directory
 from endor_jax.store.finished import FinishedPart, from_entry, is_sound, rest_of, to_entry
 from endor_jax.store.journal import JOURNAL_VERSION, Journal
 from endor_jax.store.manifest import (
@@ -70,7 +71,7 @@ class CheckpointWriter:
         check_destination(self.path, resume=resume)
         with self._storage("a directory"):
             self._made = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
+            _make_directory(self.path)
             self._journal = Journal(self.path)
         try:
             self._begin({"journal": JOURNAL_VERSION} | dict(job or {}))
@@ -90,6 +91,8 @@ class CheckpointWriter:
             self._clear(header, keep=self._finished)
             if not self._finished:  # nothing to lose: whatever was begun here may be begun otherwise
                 self._journal.start(job)
+            (self.path / PARTS).mkdir(exist_ok=True)
+            sync_directory(self.path)  # even if it is there: whoever made it may have been killed before this
         self._begun = True
 
     def _clear(self, header: Mapping[str, Any] | None, *, keep: Mapping[str, FinishedPart]) -> None:
@@ -249,6 +252,14 @@ def disk_bytes(expected: Manifest) -> int:
 
 def _part_path(record: str, index: int) -> str:
     return f"{PARTS}/{record}.{index}"
+
+
+def _make_directory(path: Path) -> None:
+    """Makes a directory and those above it that are not there, durably."""
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        sync_directory(each.parent)
 
 
 def _remove(path: Path) -> None:

@@ -286,7 +286,7 @@ def test_write_is_atomic(tmp_path: Path, value: dict[str, Any], monkeypatch: pyt
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda f: (synced.append(os.readlink(f"/proc/self/fd/{f}")), sync(f))[1])
     write_manifest(tmp_path, manifest)
-    assert synced == [str(tmp_path / "endor.json.tmp"), str(tmp_path)]
+    assert synced == [str(tmp_path / "endor.json.tmp"), str(tmp_path), str(tmp_path)]
     assert os.listdir(tmp_path) == [MANIFEST_FILE]
     assert read_manifest(tmp_path) == manifest
 

@@ -140,6 +140,34 @@ def test_a_hostile_journal_makes_us_touch_nothing_elsewhere(tmp_path: Path, file
     assert (tmp_path / "victim").read_text() == "mine"
 
 
+def test_what_a_line_speaks_of_is_durable_before_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every directory in which something was made is synced between that and the journal's line about it."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def record(handle: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), tmp_path))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with CheckpointWriter(tmp_path / "new/x", job=JOB) as writer:
+        assert synced == ["new", ".", "new/x/endor.journal", "new/x", "new/x"]
+        for name in ("layers.0", "layers.1"):
+            del synced[:]
+            writer.write_record(name, LAYOUT, ARRAYS)
+            by_part = [
+                [f"{name}.{part}/c/0.tmp", f"{name}.{part}/c", f"{name}.{part}", "."] for part in (0, 1)
+            ]
+            journal = "../endor.journal"
+            expected = [*by_part[0], journal, *by_part[1], journal]
+            assert [os.path.relpath(path, "new/x/parts") for path in synced] == expected
+        del synced[:]
+        writer.finish(made={})
+    assert synced == ["new/x/endor.json.tmp", "new/x", "new/x", "new/x"]
+
+
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("kind", ["link", "dangling", "file"])
 def test_parts_that_lie_elsewhere_are_refused(tmp_path: Path, kind: str, resume: bool) -> None:
