@@ -39,17 +39,26 @@ def _status(field: str) -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def free_host_bytes() -> int:
-    """Memory that can be used without swapping, within the limit of this process's control group."""
+def free_host_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can be used without swapping, within the limit of this process's control group.
+
+    group: the directory of that group (cgroup v2), where there is one.
+    """
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (FileNotFoundError, KeyError):  # no Linux: the physical memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text()) - _page_cache_bytes(group)
     except OSError:  # no control groups, or of version 1
         return free
-    return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
+    return free if limit == "max" else min(free, max(int(limit) - used, 0))
+
+
+def _page_cache_bytes(group: Path) -> int:
+    """What of a group's `memory.current` holds files: the kernel takes it back when memory is wanted."""
+    lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return sum(int(count) for name, count in lines if name in ("inactive_file", "active_file"))
