@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
-from endor_jax.cli.generate import statistics_values, summary
+from endor_jax.cli.console import (
+    Checkpoint,
+    DeviceMemory,
+    HostMemory,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    read_text,
+)
+from endor_jax.cli.generate import announce, statistics_values, summary
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
 if TYPE_CHECKING:
-    from endor_jax.generate.model import Model
     from endor_jax.generate.sampling import Sampler
     from endor_jax.generate.session import Session
 
@@ -48,40 +56,31 @@ def command(
     from endor_jax.generate.sampling import Sampler
 
     output = Output(as_json, quiet, verbose)
-    sampler = Sampler(
-        temperature=temp,
-        top_p=top_p,
-        seed=seed,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
+    sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
     with load(checkpoint, device_memory=device_memory, host_memory=host_memory, context=context) as model:
-        output.detail(repr(model.plan))
-        session, answered = _begin(model, system), False
+        announce(model, output)
+        # What the model is told first stays in the cache when all the rest is forgotten.
+        begun = [] if system is None else [{"role": "system", "content": system}]
+        session, answered = model.session(), False
+        session.messages = list(begun)
         if sys.stdin.isatty():
             output.notes.print(HELP, style="dim")
         for message in _messages():
             if message == "/reset":
-                session = _begin(model, system)
+                session.messages = list(begun)
                 continue
             try:
                 _answer(session, message, output, sampler=sampler, max_tokens=max_tokens, stop=stop or [])
-                if session.statistics is not None and not as_json:
-                    output.detail(summary(model, session.statistics))
                 answered = True
             except InvalidInputError as error:
                 if not answered:  # not what was said last, but the model or an option
                     raise
-                output.notes.print(f"{error}; /reset begins anew")
-
-
-def _begin(model: Model, system: str | None) -> Session:
-    """A conversation in which nothing was said yet but the system's message."""
-    session = model.session()
-    if system is not None:
-        session.messages.append({"role": "system", "content": system})
-    return session
+                sys.stderr.write(f"endor: {error}; /reset begins anew\n")
+                if as_json:  # a line for every message
+                    _line({"error": str(error)})
+            else:
+                assert session.statistics is not None
+                output.detail(summary(model, session.statistics))
 
 
 def _messages() -> Iterator[str]:
@@ -90,7 +89,7 @@ def _messages() -> Iterator[str]:
         if sys.stdin.isatty():
             sys.stderr.write("> ")
             sys.stderr.flush()
-        line = sys.stdin.readline()
+        line = read_text(sys.stdin.readline)
         if not line or line.strip() == "/exit":
             return
         if line.strip():
@@ -112,10 +111,13 @@ def _answer(
         output.text(token.text)
         tokens.append(token)
     output.text("\n")
-    assert session.statistics is not None
     if output.as_json:
+        assert session.statistics is not None
         text, ids = session.messages[-1]["content"], [token.id for token in tokens]
-        sys.stdout.write(
-            json.dumps({"text": text, "token_ids": ids} | statistics_values(session.statistics)) + "\n"
-        )
-        sys.stdout.flush()
+        made = {"text": text, "token_ids": ids, "finish_reason": tokens[-1].finish_reason}
+        _line(made | statistics_values(session.statistics))
+
+
+def _line(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()

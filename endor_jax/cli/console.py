@@ -41,6 +41,23 @@ def stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def read_text(read: Callable[[], str]) -> str:
+    """What `read` gives. Raises InvalidInputError for bytes that are no text."""
+    from endor_jax.errors import InvalidInputError
+
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            "stdin", got=f"bytes that are no text ({error})", expected="UTF-8", fix="convert it first"
+        ) from error
+
+
+def one_line(text: str) -> str:
+    """The same without line breaks and control characters, which names in a checkpoint may have."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 @dataclass(frozen=True)
 class Output:
     """How a verb talks: as JSON or to a person, with how many words."""

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.cli.console import (
+    Checkpoint,
+    DeviceMemory,
+    HostMemory,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    read_text,
+)
 from endor_jax.cli.plan import plan_values
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
@@ -65,14 +74,7 @@ def command(
             expected="one of them",
             fix='say -p "Once upon a time"',
         )
-    sampler = Sampler(
-        temperature=temp,
-        top_p=top_p,
-        seed=seed,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
+    sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
     wishes = wishes_for(max_tokens, sampler, stop or ())
     prompts = None if batch_file is None else read_prompts(batch_file)
     text = "" if prompt is None else _text(prompt)
@@ -80,7 +82,6 @@ def command(
     with load(
         checkpoint, device_memory=device_memory, host_memory=host_memory, context=context, batch=sequences
     ) as model:
-        output.detail(repr(model.plan))
         if prompts is None:
             result = _one(model, text, wishes, output, as_it_is=ignore_chat_template)
         else:
@@ -94,11 +95,22 @@ def command(
             output.notes.print(summary(model, model.statistics), style="dim")
 
 
+def announce(model: Model, output: Output) -> None:
+    """Says what the process will take, before the first token; the plan too if that is wanted."""
+    from endor_jax.streaming.sizes import format_size
+
+    output.detail(repr(model.plan))
+    expected = format_size(model.expected_peak_host_bytes)
+    output.notes.print(f"at most {expected} of resident memory", style="dim")
+
+
 def _one(model: Model, text: str, wishes: Wishes, output: Output, *, as_it_is: bool) -> dict[str, Any]:
     """Prints the text as it comes; what `--json` says about it."""
     ids = prompt_ids(model, text, ignore_chat_template=as_it_is)
+    generation = model.generate(ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop)
+    announce(model, output)  # now that nothing can be refused any more
     tokens = []
-    for token in model.generate(ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop):
+    for token in generation:
         output.text(token.text)
         tokens.append(token)
     output.text("\n")
@@ -114,13 +126,15 @@ def _batch(
 ) -> dict[str, Any]:
     """Prints an answer per line, in the order of the prompts; what `--json` says about them."""
     ids = [_ids(model, prompt, as_it_is=as_it_is) for prompt in prompts]
+    completions = model.complete_batch(
+        ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop
+    )
+    announce(model, output)
     done: dict[int, dict[str, Any]] = {}
     printed = 0
     with output.progress() as progress:
         progress("generating", 0, len(prompts))
-        for index, completion in model.complete_batch(
-            ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop
-        ):
+        for index, completion in completions:
             done[index] = _answer(prompts[index], completion)
             while printed in done and not output.as_json:
                 output.line(json.dumps(done[printed], ensure_ascii=False))
@@ -143,17 +157,8 @@ def _ids(model: Model, prompt: Prompt, *, as_it_is: bool) -> list[int] | str:
 
 
 def _text(prompt: str) -> str:
-    """The prompt, or all of stdin for "-". Raises InvalidInputError for bytes that are no text."""
-    from endor_jax.errors import InvalidInputError
-
-    try:
-        text = sys.stdin.read() if prompt == "-" else prompt
-        text.encode()  # Python lets some undecodable bytes through, as lone surrogates
-    except UnicodeError as error:
-        raise InvalidInputError(
-            "prompt", got=f"bytes that are no text ({error})", expected="UTF-8", fix="convert it first"
-        ) from error
-    return text
+    """The prompt, or all of stdin for "-"."""
+    return read_text(sys.stdin.read) if prompt == "-" else prompt
 
 
 def prompt_ids(model: Model, text: str, *, ignore_chat_template: bool) -> list[int] | str:

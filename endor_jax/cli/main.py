@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from endor_jax.cli import bench, chat, convert, demo, doctor, export, generate, info, perplexity, plan, verify
-from endor_jax.cli.console import interrupted, stop_if_interrupted
-from endor_jax.errors import EndorError
+from endor_jax.cli.console import interrupted, one_line, stop_if_interrupted
+from endor_jax.errors import DoesNotFitError, EndorError
 from endor_jax.version import VERSION
 
 INTERRUPTED = 130
@@ -59,8 +59,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _exit(line: str, code: int) -> typer.Exit:
-    sys.stderr.write(f"endor: {line}\n")
+def _exit(text: str, code: int) -> typer.Exit:
+    """Says why; names in it come from files, so line breaks and control characters are taken out."""
+    lines = text.split("\n") if code == DoesNotFitError.exit_code else [text]  # only a plan has several
+    sys.stderr.write(f"endor: {chr(10).join(map(one_line, lines))}\n")
     return typer.Exit(code)
 
 

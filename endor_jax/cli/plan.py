@@ -32,8 +32,10 @@ def command(
 ) -> None:
     """Say which weights would live where, how many bytes move per token, and whether it fits."""
     from endor_jax import models
+    from endor_jax.generate.footprint import expected_peak_bytes
     from endor_jax.generate.placement import geometry, plan_model
     from endor_jax.streaming.budget import budgets, default_device
+    from endor_jax.streaming.sizes import format_size
     from endor_jax.streaming.transfer import shares_memory
 
     output = Output(as_json, quiet, verbose)
@@ -48,10 +50,14 @@ def command(
         host_budget_bytes=host_bytes,
         shares_memory=shares_memory(default_device()),
     )
+    peak = expected_peak_bytes(plan)
     if as_json:
-        output.json(plan_values(plan) | {"stored_bytes": manifest.stored_bytes})
+        output.json(
+            plan_values(plan) | {"stored_bytes": manifest.stored_bytes, "expected_peak_host_bytes": peak}
+        )
     else:
         output.line(repr(plan))
+        output.line(f"process      at most {format_size(peak)} resident")
 
 
 def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import typer
 
-from endor_jax.cli.console import Checkpoint, Json, Output, Quiet, Verbose
+from endor_jax.cli.console import Checkpoint, Json, Output, Quiet, Verbose, one_line
 
 
 def command(
@@ -48,8 +48,3 @@ def command(
         output.line(f"{checkpoint}: {checked}, every byte as it was written ({seconds:.1f} s)")
     if not report.ok:
         raise typer.Exit(CorruptCheckpointError.exit_code)
-
-
-def one_line(text: str) -> str:
-    """The same without line breaks and control characters, which names in a checkpoint may have."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

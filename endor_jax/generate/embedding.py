@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -42,6 +43,8 @@ class Embedding:
         self._lock = threading.Lock()
         self._closed = False
         self._files = ExitStack()
+        # Of an embedding that nobody closed; not when Python is half gone.
+        weakref.finalize(self, self._files.close)
         try:
             self._parts = [
                 _SparsePart(self._files.enter_context(checkpoint.open_part(part)), part, layout)
@@ -99,7 +102,9 @@ class _SparsePart:
 
     def __init__(self, read_at: ReadAt, part: Part, layout: FieldLayout):
         self._read_at, self._length, self._layout = read_at, part.length_bytes, layout
-        self._memory = mmap.mmap(-1, round_up(part.length_bytes, PAGE))
+        # Private: pages of a shared mapping would stay when they are given back.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, round_up(part.length_bytes, PAGE), flags=flags)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or a touched page would bring 2 MiB
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._bytes = np.frombuffer(self._memory, np.uint8)

@@ -29,7 +29,7 @@ from endor_jax.store.reader import Checkpoint
 from endor_jax.store.writer import PARTS
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.transfer import shares_memory
-from endor_jax.text import Tokenizer, load_tokenizer
+from endor_jax.text import Tokenizer, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Model:
         return self.tokenizer.encode(text)
 
     def close(self) -> None:
-        """Stops reading and frees the weights. Idempotent."""
+        """Stops reading and frees the layers. What is left goes with the model. Idempotent."""
         self._runner.executor.close()
         self._runner.embedding.close()
         self._checkpoint.close()
@@ -261,9 +261,9 @@ def load(
         shares_memory=shares_memory(device),
     )
     expected = expected_peak_bytes(plan)
-    for name in manifest.files:  # those of parts are checked when the parts are read
-        if not name.startswith(PARTS):
-            checkpoint.read_file(name)
-    tokenizer = load_tokenizer(checkpoint.path) if "tokenizer.json" in manifest.files else None
+    # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
+    names = [name for name in manifest.files if not name.startswith(f"{PARTS}/")]
+    files = {name: checkpoint.read_file(name) for name in names}
+    tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
     runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device)
     return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected)

@@ -89,7 +89,11 @@ class Session:
             feed = sequence.feed(row=0)
             logits = advance(self._runner, self._caches, [feed])
             self._held += feed.ids
-            token = sequence.accept(logits[0])
+            try:
+                token = sequence.accept(logits[0])
+            except BaseException:
+                self._held.clear()  # logits that cannot be: nor may what led to them be gone on from
+                raise
             seconds = time.perf_counter() - clock
             if sequence.held == len(ids):
                 meter.prompt_pass(len(ids), 1, seconds, cached=cached)

@@ -7,14 +7,32 @@ before operations are scheduled (jax 0.10.2), so the dependency has to be one of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 def after(value: Shaped[Array, " *shape"], earlier: Float[Array, " ..."]) -> Shaped[Array, " *shape"]:
-    """`value`, bit for bit, but not before `earlier` has been computed."""
+    """`value`, bit for bit, but not before `earlier` has been computed: under vmap, one of the batch."""
+    if earlier.size == 0:
+        return value
     first = lax.slice(earlier, (0,) * earlier.ndim, (1,) * earlier.ndim).reshape(()).astype(jnp.float32)
-    never = lax.is_finite(first) & (first != first)  # which XLA does not see through
-    return jax.lax.select(jnp.broadcast_to(never, value.shape), jnp.zeros_like(value), value)
+    never = _never(lax.stop_gradient(first))
+    return lax.select(jnp.broadcast_to(never, value.shape), jnp.zeros_like(value), value)
+
+
+@jax.custom_batching.custom_vmap
+def _never(number: Float[Array, ""]) -> Bool[Array, ""]:
+    """False, which XLA does not see."""
+    return lax.is_finite(number) & (number != number)
+
+
+@_never.def_vmap
+def _(size: int, batched: Sequence[bool], number: Float[Array, " batch"]) -> tuple[Bool[Array, ""], bool]:
+    """Not batched: or `value` would be, and a weight would be expanded once for every element."""
+    del size
+    return _never(number[0] if batched[0] else number), False

@@ -75,6 +75,9 @@ def attend(
     scores = product("btkgd,bskd->bkgts", grouped, keys)
     seen = jnp.arange(capacity, dtype=positions.dtype)[None, None, :] <= positions[:, :, None]
     scores = jnp.where(seen[:, None, None], scores * head_dim**-0.5, -jnp.inf)
+    # What lies behind the last query is multiplied by 0, which would let a NaN through.
+    reached = jnp.arange(capacity, dtype=positions.dtype)[None] <= positions[:, -1:]
+    values = jnp.where(reached[:, :, None, None], values, jnp.zeros((), values.dtype))
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     mixed = product("bkgts,bskd->btkgd", weights, values)
     return mixed.reshape(query.shape).astype(query.dtype)

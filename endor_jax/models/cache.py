@@ -25,7 +25,7 @@ from endor_jax.errors import InvalidInputError
 class KVCache:
     """Keys and values of one layer, a pytree; entry i of the second axis belongs to position i.
 
-    Entries at positions not yet reached are undefined but finite.
+    Entries at positions not yet reached are undefined.
     """
 
     keys: Float[Array, "batch capacity kv_heads head_dim"]

@@ -51,8 +51,15 @@ class Tokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of `text`; with `add_special`, a start token (and an end token) iff transformers adds one.
 
-        Rendered chats contain their start token: encode them with add_special=False.
+        Rendered chats contain their start token: encode them with add_special=False. Raises InvalidInputError
+        for a string that is no text.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, as Python makes of undecodable bytes
+            raise InvalidInputError(
+                "text", got=f"characters that are none ({error})", expected="Unicode", fix="convert it first"
+            ) from error
         if self.starts is None or self.ends is None:
             return self.backend.encode(text, add_special_tokens=add_special).ids
         ids = self.backend.encode(text, add_special_tokens=False).ids
@@ -67,18 +74,43 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
 
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+"""What a tokenizer is made of."""
+
+
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer whose files lie in `directory`; of those only tokenizer.json must be there.
 
-    `eos_ids` are eos_token_id of generation_config.json (or else of config.json) and the eos_token of
-    tokenizer_config.json: chat models often name the end of the text in one and of the turn in the other.
-    Raises NotFoundError without tokenizer.json and InvalidInputError for files that cannot be read.
+    Raises NotFoundError without it and InvalidInputError for files that cannot be read.
     """
     directory = Path(directory)
-    backend = _backend(directory)
-    config = _read_json(directory / "tokenizer_config.json")
-    model = _read_json(directory / "config.json")
-    generation = _read_json(directory / "generation_config.json")
+    files = {}
+    for name in FILES:
+        if (directory / name).is_file():
+            try:
+                files[name] = (directory / name).read_bytes()
+            except OSError as error:
+                raise _unusable(directory / name, str(error)) from error
+    return tokenizer_of(files, directory)
+
+
+def tokenizer_of(files: Mapping[str, bytes], directory: Path) -> Tokenizer:
+    """The tokenizer of some files, by name; `directory` is where they come from, for errors.
+
+    `eos_ids` are eos_token_id of generation_config.json (or else of config.json) and the eos_token of
+    tokenizer_config.json: chat models often name the end of the text in one and of the turn in the other.
+    Raises as `load_tokenizer`.
+    """
+    backend = _backend(files, directory)
+    config = _read_json(files, directory / "tokenizer_config.json")
+    model = _read_json(files, directory / "config.json")
+    generation = _read_json(files, directory / "generation_config.json")
     named = {name: text for name in _NAMED_TOKENS if (text := _content(config.get(name))) is not None}
     ids = {name: backend.token_to_id(text) for name, text in named.items()}
     bos_id = ids.get("bos_token")
@@ -95,7 +127,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         bos_id=bos_id,
         eos_ids=frozenset(eos_ids),
         special_tokens=MappingProxyType(named),
-        chat_template=_chat_template(directory, config),
+        chat_template=_chat_template(files, directory, config),
         skipped_ids=frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special),
         byte_ids=_byte_ids(backend),
         starts=starts,
@@ -103,9 +135,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     )
 
 
-def _backend(directory: Path) -> tokenizers.Tokenizer:
+def _backend(files: Mapping[str, bytes], directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if path.name not in files:
         raise NotFoundError(
             str(path),
             got="no such file",
@@ -114,7 +146,7 @@ def _backend(directory: Path) -> tokenizers.Tokenizer:
             "AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)",
         )
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_buffer(files[path.name])
     except BaseException as error:
         # `tokenizers` raises bare Exception for what its Rust side refuses; what it trips over itself is a
         # PanicException, which is no Exception.
@@ -127,13 +159,13 @@ def _backend(directory: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(files: Mapping[str, bytes], path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty where there is no file."""
-    if not path.is_file():
+    if path.name not in files:
         return {}
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        value = json.loads(files[path.name].decode())
+    except (ValueError, RecursionError) as error:
         raise _unusable(path, str(error)) from error
     if not isinstance(value, dict):
         raise _unusable(path, f"a JSON {type(value).__name__}")
@@ -177,13 +209,13 @@ def _around(
     return starts, ends
 
 
-def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+def _chat_template(files: Mapping[str, bytes], directory: Path, config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, which overrules tokenizer_config.json; of several, the one called "default"."""
     path = directory / "chat_template.jinja"
-    if path.is_file():
+    if path.name in files:
         try:
-            return path.read_text("utf-8")
-        except (ValueError, OSError) as error:
+            return files[path.name].decode()
+        except ValueError as error:
             raise _unusable(path, str(error)) from error
     template = config.get("chat_template")
     if isinstance(template, Sequence) and not isinstance(template, str):

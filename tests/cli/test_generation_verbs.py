@@ -86,6 +86,7 @@ def test_a_batch_from_stdin_as_one_json_object(run_command, chat_model, batch_fi
         ('{"messages": []}', "messages that are no list"),
         ('{"messages": [3]}', "messages that are no list"),
         ("\ud800", "no JSON"),
+        (r'{"prompt": "\ud800"}', "text: got characters that are none"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(run_command, chat_model, tmp_path, text, message):
@@ -169,8 +170,12 @@ def test_a_conversation_that_is_full_says_so_and_goes_on_after_reset(run_command
     assert done.code == 0
     assert "at most 128 in all" in done.stderr
     assert "/reset begins anew" in done.stderr
-    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    first, refused, second = (json.loads(line) for line in done.stdout.splitlines())
     assert first["token_ids"] == second["token_ids"]
+    assert first["finish_reason"] == "length"
+    assert "at most 128 in all" in refused["error"]
+    quiet = run_command(*arguments, "-q", stdin="Hello\n" + "x" * 200 + "\n")
+    assert "at most 128 in all" in quiet.stderr
 
 
 def test_chat_needs_a_template(run_command, checkpoint):

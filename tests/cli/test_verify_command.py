@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from endor_jax.cli.verify import one_line
+from endor_jax.cli.console import one_line
 from endor_jax.store.direct import READERS
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -213,3 +215,30 @@ def test_statistics_count_one_generation(llama):
             passes = statistics.generated_tokens
             assert statistics.bytes_read == passes * plan.read_bytes_per_pass
             assert statistics.bytes_transferred == passes * plan.transferred_bytes_per_pass
+
+
+def test_files_that_the_manifest_does_not_list_mean_nothing(llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "x")
+    (tmp_path / "x" / "chat_template.jinja").write_text("{{ 1 }}")
+    (tmp_path / "x" / "generation_config.json").write_text('{"eos_token_id": 5}')
+    with endor.load(llama) as listed, endor.load(tmp_path / "x") as model:
+        assert model.tokenizer.chat_template is listed.tokenizer.chat_template is None
+        assert model.tokenizer.eos_ids == listed.tokenizer.eos_ids
+
+
+def test_half_a_character_is_no_text(model):
+    for give in (model.complete, model.generate, model.encode):
+        with pytest.raises(InvalidInputError, match="text: got characters that are none"):
+            give("a\ud800")
+
+
+def test_a_model_that_nobody_closed_ends_without_a_word(llama):
+    code = (
+        "import sys, endor_jax as endor\n"
+        "model = endor.load(sys.argv[1], context=128)\n"
+        "print(len(model.complete([1, 2], max_tokens=2).token_ids))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(llama)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")

@@ -212,3 +212,32 @@ def test_waiting_changes_no_bit(value):
     floats = bits.view(np.float32)
     waited = jax.jit(after)(floats, jnp.full((2, 3), value))
     np.testing.assert_array_equal(np.asarray(waited).view(np.uint32), bits)
+
+
+def test_nothing_to_multiply():
+    tensor = encode_array(np.ones((64, 32), np.float32), "raw")
+    assert linear(jnp.zeros((0, 32)), tensor).shape == (0, 64)
+
+
+def test_a_weight_is_expanded_once_for_a_batch_under_vmap():
+    tensor = encode_array(np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32), "packed:3")
+
+    def temporaries(function) -> int:
+        return jax.jit(function).lower(jnp.ones((64, 512))).compile().memory_analysis().temp_size_in_bytes
+
+    together = temporaries(lambda x: linear(x, tensor))
+    assert temporaries(jax.vmap(lambda x: linear(x, tensor))) < 2 * together
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(64, 512)), jnp.float32)
+    np.testing.assert_allclose(jax.vmap(lambda x: linear(x, tensor))(x), linear(x, tensor), atol=1e-4)
+
+
+def test_gradients_pass_through_waiting():
+    def function(x, y):
+        return (after(x, y) * y).sum()
+
+    x, y = jnp.arange(3.0), jnp.ones(3)
+    dx, dy = jax.grad(function, argnums=(0, 1))(x, y)
+    np.testing.assert_array_equal(dx, y)
+    np.testing.assert_array_equal(dy, x)
+    batched = jax.vmap(jax.grad(function), in_axes=(0, 0))(jnp.ones((4, 3)), jnp.ones((4, 3)))
+    np.testing.assert_array_equal(batched, jnp.ones((4, 3)))

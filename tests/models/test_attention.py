@@ -25,3 +25,17 @@ def test_attend(kv_heads: int):
         scores = keys[b, :seen, shared].astype(np.float64) @ query[b, t, h] / 2
         weights = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(mixed[b, t, h], weights @ values[b, :seen, shared], atol=1e-5)
+
+
+def test_nothing_behind_the_last_query_is_seen():
+    """Not even NaN, which multiplied by a weight of 0 is still NaN."""
+    random = np.random.default_rng(1)
+    query = jnp.asarray(random.normal(size=(2, 1, 2, 4)), jnp.float32)
+    keys, values = (random.normal(size=(2, 6, 1, 4)).astype(np.float32) for _ in range(2))
+    positions = jnp.asarray([[3], [1]], jnp.int32)
+    clean = attend(query, KVCache(jnp.asarray(keys), jnp.asarray(values)), positions)
+    for row, last in enumerate((3, 1)):
+        keys[row, last + 1 :], values[row, last + 1 :] = np.nan, np.nan
+    np.testing.assert_array_equal(
+        attend(query, KVCache(jnp.asarray(keys), jnp.asarray(values)), positions), clean
+    )
