@@ -27,8 +27,8 @@ from endor_jax.store.reader_choice import Choice, choose_reader
 class Checkpoint:
     """An open checkpoint. Its methods may be called from several threads.
 
-    manifest: what it holds. reader: the name of how parts are read; reader_choice says why. bytes_read: bytes
-    of parts read so far, counted as they are read, by whomever: a stream that reads ahead is ahead here too.
+    manifest: what it holds. bytes_read: bytes of parts read so far, counted as they are read, by whomever: a
+    stream that reads ahead is ahead here too.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, reader: str | None = None):
@@ -36,22 +36,38 @@ class Checkpoint:
         length, so that no memory is set aside for what cannot be read.
 
         reader: "preadv", "direct", "mmap" or "tensorstore"; by default the best of those that are safe, which
-        is measured once per disk (`store/reader_choice.py`). Raises NotFoundError, IncompleteCheckpointError,
-        CorruptCheckpointError, UnsupportedError (another format version; a reader that the file system
-        refuses), OptionError for a reader there is not.
+        is measured once per disk, when a part is first read (`reader_choice`). Raises NotFoundError,
+        IncompleteCheckpointError, CorruptCheckpointError, UnsupportedError (another format version; a reader
+        that the file system refuses), OptionError for a reader there is not.
         """
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
-        parts = [(self.path / part.path, part.length_bytes) for part in self.manifest.parts]
         for part in self.manifest.parts:
             inside(self.path, f"{part.path}/{DATA_FILE}")
             check_length(self.path / part.path, part.length_bytes)
-        self.reader_choice = choose_reader(parts) if reader is None else _named(reader, parts)
-        self.reader = self.reader_choice.reader
+        self._choice: Choice | None = None if reader is None else _named(reader, self._parts())
+        self._choosing = threading.Lock()
         self.bytes_read = 0
         self._lock = threading.Lock()
         self._closed = False
         self._verified: set[str] = set()
+
+    @property
+    def reader_choice(self) -> Choice:
+        """How parts are read, and why. Chosen when first asked for, also by `read_part`: to look at a
+        checkpoint costs no measurement. Raises what reading raises."""
+        with self._choosing:
+            if self._choice is None:
+                self._choice = choose_reader(self._parts())
+            return self._choice
+
+    @property
+    def reader(self) -> str:
+        """The name of how parts are read: that of `reader_choice`."""
+        return self.reader_choice.reader
+
+    def _parts(self) -> list[tuple[Path, int]]:
+        return [(self.path / part.path, part.length_bytes) for part in self.manifest.parts]
 
     def model_config(self) -> dict[str, Any]:
         """The config of the model. Raises InvalidInputError for parameter trees, which have none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,34 @@ def test_small_checkpoints_are_not_measured(tmp_path: Path, monkeypatch: pytest.
     with endor.open(tmp_path / "x") as checkpoint:
         assert checkpoint.reader == "preadv"
         assert "too few for it to matter" in checkpoint.reader_choice.why
+
+
+def test_it_is_chosen_once_at_the_first_read_of_a_part(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_choice, "SMALL_BYTES", 0)
+    rates, measured = {"preadv": Rates(1.0, 1.0)}, []
+
+    def slowly(parts: object) -> dict[str, Rates]:
+        measured.append(parts)
+        time.sleep(0.05)  # the other threads ask meanwhile
+        return rates
+
+    monkeypatch.setattr(reader_choice, "measure", slowly)
+    monkeypatch.setattr(reader_choice, "remember", lambda disk, rates: None)  # each choice would measure
+    endor.save(tmp_path / "x", [{"w": np.ones(100, np.float32)}])
+    with endor.open(tmp_path / "x") as checkpoint:
+        checkpoint.read_file(next(name for name in checkpoint.manifest.files))
+        with checkpoint.open_part(checkpoint.manifest.parts[0]) as read_at:
+            read_at(np.empty(8, np.uint8), 0)
+        assert not measured  # pieces are read with preadv whatever is chosen
+        with ThreadPoolExecutor(4) as pool:
+            for read in [pool.submit(checkpoint.read_tensor, "layers.0", "w") for _ in range(4)]:
+                assert read.result().sum() == 100
+        assert len(measured) == 1
+        assert checkpoint.reader_choice.rates == rates
+        assert checkpoint.reader == "preadv"
+    assert len(measured) == 1
 
 
 def test_large_ones_are_measured_once(parts, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
