@@ -5,16 +5,35 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from endor_jax.errors import DestinationExistsError, ResumeError, StorageError
+from endor_jax.errors import DestinationExistsError, EndorError, ResumeError, StorageError
 from endor_jax.store.journal import Entry, peek
 from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
 
 _PART = re.compile(r".+\.\d+")
 _TEMPORARY = f"{MANIFEST_FILE}.tmp"
+
+
+@contextmanager
+def refusals(path: Path, expected: str, *, resume: bool) -> Iterator[None]:
+    """Turns what a file system refuses into one StorageError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EndorError) and not isinstance(error, StorageError):
+            raise
+        again = "run the same command again: it goes on where it stopped"
+        raise StorageError(
+            f"destination {path}",
+            got=error.got if isinstance(error, StorageError) else error.strerror or str(error),
+            expected=expected,
+            fix="make room, or lift what refuses; then "
+            + (again if resume else "remove the directory and begin again"),
+        ) from error
 
 
 def check_destination(
@@ -24,8 +43,14 @@ def check_destination(
     `resume`, what an interrupted writer left.
 
     header, locked: the first line of the journal, from whoever holds the lock on it. Reads only. Raises
-    DestinationExistsError, or DestinationBusyError if a writer is at work there.
+    DestinationExistsError, DestinationBusyError if a writer is at work there, StorageError if the file system
+    refuses.
     """
+    with refusals(path, "to read what is there", resume=resume):
+        _check_destination(path, resume=resume, header=header, locked=locked)
+
+
+def _check_destination(path: Path, *, resume: bool, header: Entry | None, locked: bool) -> None:
     if not locked:  # raises too if something of the journal's name is none
         header = peek(path)
     if not path.is_dir():
@@ -131,7 +156,8 @@ def check_room(path: Path, need_bytes: int) -> None:
 
 
 def taken_bytes(path: Path) -> int:
-    """Bytes that the files below a path take."""
-    if not path.is_dir():
-        return 0
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    """Bytes that the files below a path take. Raises StorageError."""
+    with refusals(path, "to read what is there", resume=True):
+        if not path.is_dir():
+            return 0
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

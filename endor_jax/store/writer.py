@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from endor_jax.arrays import round_up
-from endor_jax.errors import EndorError, StorageError
 from endor_jax.format.encode import counts_of, encode_part, with_escapes
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.tree import Shape
-from endor_jax.store.destination import check_destination, check_job, known_entries
+from endor_jax.store.destination import check_destination, check_job, known_entries, refusals
 from endor_jax.store.digest import digest_bytes, digest_chunks
 from endor_jax.store.files import sync_directory
 from endor_jax.store.finished import FinishedPart, from_entry, is_sound, rest_of, to_entry
@@ -112,7 +111,9 @@ class CheckpointWriter:
         for index in range(layout.parts):
             path = _part_path(name, index)
             if path in self._finished and path not in self._checked:
-                if not is_sound(self.path, self._finished[path]):
+                with refusals(self.path, f"to read {path} back", resume=self._resume):
+                    sound = is_sound(self.path, self._finished[path])
+                if not sound:
                     del self._finished[path]
                     with self._storage("over a damaged part"):
                         _remove(self.path / path)
@@ -226,22 +227,8 @@ class CheckpointWriter:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _storage(self, what: str) -> Iterator[None]:
-        """Turns what a file system refuses into one error that says how to go on."""
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error, EndorError) and not isinstance(error, StorageError):
-                raise
-            again = "run the same command again: it goes on where it stopped"
-            raise StorageError(
-                f"destination {self.path}",
-                got=error.got if isinstance(error, StorageError) else error.strerror or str(error),
-                expected=f"to write {what}",
-                fix="make room, or lift what refuses; then "
-                + (again if self._resume else "remove the directory and begin again"),
-            ) from error
+    def _storage(self, what: str) -> AbstractContextManager[None]:
+        return refusals(self.path, f"to write {what}", resume=self._resume)
 
 
 def disk_bytes(expected: Manifest) -> int:

@@ -277,3 +277,28 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"destination .*file/x: got .*expected to write a directory"):
         CheckpointWriter(tmp_path / "file/x")
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("endor_jax.store.journal._content", "to read what is there"),
+        ("endor_jax.store.finished.digest_bytes", r"to read parts/layers\.0\.0 back"),
+    ],
+)
+def test_what_cannot_be_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, expected: str
+) -> None:
+    begin(tmp_path / "x")
+    before = names(tmp_path)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    message = rf"destination .*x: got Permission denied, expected {expected}; .*goes on where it stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, refuse)
+        with pytest.raises(StorageError, match=message):
+            begin(tmp_path / "x", resume=True)
+    assert names(tmp_path) == before
+    begin(tmp_path / "x", resume=True)
