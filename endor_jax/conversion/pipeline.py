@@ -24,7 +24,7 @@ from endor_jax.memory import give_back, peak_host_bytes
 from endor_jax.sources.mapping import Place
 from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
-from endor_jax.store.destination import check_destination, check_room, taken_bytes
+from endor_jax.store.destination import check_destination, check_resumable, check_room, taken_bytes
 from endor_jax.store.digest import digest_bytes
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.writer import CheckpointWriter, disk_bytes
@@ -61,9 +61,12 @@ def survey_conversion(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Survey:
-    """What `run_conversion` would do; reads samples, writes nothing. Raises as it does."""
+    """What `run_conversion` would do; reads samples, writes nothing.
+
+    Raises as it does, but for what only reading all of the source or writing can tell.
+    """
     with open_source(Path(source)) as opened:
-        found, _ = _prepared(opened, Path(destination), settings, resume, progress or _silent)
+        found, _, _ = _prepared(opened, Path(destination), settings, resume, progress or _silent)
         return found
 
 
@@ -82,10 +85,9 @@ def run_conversion(
     """
     report = progress or _silent
     with open_source(Path(source)) as opened:
-        plan, files = _prepared(opened, Path(destination), settings, resume, report)
+        plan, files, job = _prepared(opened, Path(destination), settings, resume, report)
         if announce is not None:
             announce(plan)
-        job = _job(plan, files, settings)
         with CheckpointWriter(destination, job=job, resume=resume) as writer:
             resumed = writer.finished_parts
             for name, data in files.items():
@@ -115,16 +117,19 @@ def _silent(what: str, done: int, total: int) -> None:
 
 def _prepared(
     source: Source, destination: Path, settings: ConvertSettings, resume: bool, report: Progress
-) -> tuple[Survey, dict[str, bytes]]:
-    """The survey and the files to keep beside the weights, once the destination can take them."""
+) -> tuple[Survey, dict[str, bytes], dict[str, Any]]:
+    """The survey, the files to keep beside the weights and the writer's job, once the destination can take
+    them."""
     check_apart(source.path, destination)
     check_destination(destination, resume=resume)
     plan = survey(source, settings, report)
     files = source.files() | {"config.json": json.dumps(_config(source, settings), indent=2).encode()}
+    job = _job(plan, files, settings)
+    check_resumable(destination, job)
     # What an interrupted conversion left is either kept or removed first.
     need = disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
     check_room(destination, need)
-    return plan, files
+    return plan, files, job
 
 
 def _job(plan: Survey, files: Mapping[str, bytes], settings: ConvertSettings) -> dict[str, Any]:

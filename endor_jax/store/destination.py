@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from endor_jax.errors import DestinationExistsError, EndorError, ResumeError, StorageError
-from endor_jax.store.journal import Entry, peek
+from endor_jax.store.journal import JOURNAL_VERSION, Entry, peek, peek_lines
 from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
 
 _PART = re.compile(r".+\.\d+")
@@ -112,6 +112,18 @@ def _exists(path: Path, got: str) -> DestinationExistsError:
         expected="a path where nothing is yet",
         fix="choose another path, or remove it first",
     )
+
+
+def check_resumable(path: Path, job: Mapping[str, Any]) -> None:
+    """Raises ResumeError if a writer with another job left something in `path` that is finished. Reads only.
+
+    Raises DestinationBusyError or StorageError as `check_destination` does.
+    """
+    with refusals(path, "to read what is there", resume=True):
+        lines = peek_lines(path)
+        finished = len(lines) > 1 or (path / MANIFEST_FILE).exists()
+    if lines and finished:
+        check_job(path, lines[0], {"journal": JOURNAL_VERSION} | dict(job))
 
 
 def check_job(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

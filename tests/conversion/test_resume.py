@@ -87,8 +87,11 @@ def test_an_interrupted_command_goes_on(source):
 )
 def test_other_settings_are_refused_by_name(source, before, now, message):
     left = interrupt_at(source, source.parent / "dst", **before)
-    with pytest.raises(ResumeError, match=rf"destination .*dst: got {message}"):
-        endor.convert(source, source.parent / "dst", **now)
+    for convert in (run_conversion, survey_conversion):  # a dry run too
+        with pytest.raises(ResumeError, match=rf"destination .*dst: got {message}"):
+            convert(source, source.parent / "dst", settings=ConvertSettings(**now))
+    assert contents(source.parent / "dst") == left
+    survey_conversion(source, source.parent / "dst", settings=ConvertSettings(**before))
     assert contents(source.parent / "dst") == left
 
 
