@@ -39,6 +39,9 @@ def from_entry(directory: Path, entry: Mapping[str, Any]) -> FinishedPart:
     """The part of a line in the journal of `directory`. Raises ResumeError if it is none."""
     try:
         part = Part(**(entry["part"] | {"digests": tuple(entry["part"]["digests"])}))
+        numbers = (part.length_bytes, part.buffer_bytes, part.chunk_bytes)
+        if not isinstance(part.path, str) or not all(isinstance(number, int) for number in numbers):
+            raise TypeError("a path is text, and bytes are whole numbers")
         stats = {name: TensorStats(**its) for name, its in entry["stats"].items()}
         return FinishedPart(
             part, entry["metadata"], entry["rest"], stats, dict(entry["escapes"]), dict(entry["note"])

@@ -19,6 +19,14 @@ from endor_jax.store.writer import CheckpointWriter
 
 LAYOUT = plan_layout({"w": TensorSpec((64, 64), "float32", Codec("raw"))}, parts=2)
 ARRAYS = {"w": np.arange(4096, dtype=np.float32).reshape(64, 64)}
+PART = {
+    "path": "parts/layers.0.0",
+    "length_bytes": 4,
+    "buffer_bytes": 0,
+    "chunk_bytes": 4096,
+    "digests": ["0"],
+}
+REST = {"metadata": "0", "rest": "0", "stats": {}, "escapes": {}, "note": {}}
 JOB = {"by": "conversion", "files": {"notes.txt": "0"}, "seed": 1}
 
 
@@ -203,14 +211,24 @@ def test_links_among_the_parts_are_unlinked_and_never_followed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "entry", [{}, {"part": 3}, {"part": {"path": "p"}}, {"part": {"digests": 1}}], ids=str
+    "entry",
+    [
+        {},
+        {"part": 3},
+        {"part": {"path": "p"}},
+        {"part": {"digests": 1}},
+        REST | {"part": PART | {"path": ["p"]}},
+        REST | {"part": PART | {"length_bytes": "4"}},
+        REST | {"part": PART | {"chunk_bytes": None}},
+    ],
+    ids=str,
 )
 def test_lines_that_are_no_parts(tmp_path: Path, entry: dict[str, Any]) -> None:
     journal = Journal(_made(tmp_path / "x"))
     journal.start({"journal": 1} | JOB)
     journal.add(entry)
     journal.close()
-    with pytest.raises(ResumeError, match=r"journal in .*x: got a line that cannot be read .*remove the dir"):
+    with pytest.raises(ResumeError, match=r"(?s)journal in .*x: got a line that cannot be .*remove the dir"):
         CheckpointWriter(tmp_path / "x", job=JOB, resume=True)
 
 
