@@ -49,7 +49,7 @@ x = jax.random.normal(jax.random.key(0), (16, WIDTH))
 with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "blocks.endor"
     endor.save(path, blocks)
-    with endor.stream(layer, path, device_memory="32MiB", host_memory="16MiB", like=like) as run:
+    with endor.stream(layer, path, device_memory="20MiB", host_memory="16MiB", like=like) as run:
         streamed, _ = run(x)
         print(run.plan)
 

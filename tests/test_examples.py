@@ -19,8 +19,8 @@ OUTCOMES = {
         r"0\.7\d bytes per weight instead of 2",
     ],
     "stream_your_own_module.py": [
-        r"records +\d+ on the device, \d+ in host memory, [1-9]\d* on disk",
-        r"device +[\d.]+ MiB of 32 MiB",
+        r"records +\d+ on the device, \d+ in host memory, [1-9]\d* on disk; \d issued ahead",
+        r"device +[\d.]+ MiB of 20 MiB",
         r"64 MiB of weights, 2\d MiB read from disk",
         "same bits as in memory: True",
     ],

@@ -79,19 +79,19 @@ def measure_memory(
     try:
         report("convert")
         convert = ("convert", str(source), str(checkpoint), "--prune", "magnitude", "--sparsity", "0.5")
-        samples = [_sample(convert, "expected_peak_bytes", limits.get("convert"))]
+        samples = [_sample(convert, limits.get("convert"))]
         report("generate")
         budgets = ("--device-memory", BUDGET, "--host-memory", BUDGET)
         prompt = ("-p", "Once upon a time", "--max-tokens", str(TOKENS))
         generate = ("generate", str(checkpoint), *prompt, *budgets)
-        samples.append(_sample(generate, "expected_peak_host_bytes", limits.get("generate")))
+        samples.append(_sample(generate, limits.get("generate")))
     finally:
         shutil.rmtree(checkpoint, ignore_errors=True)
     return MemoryRecord(model, tuple(samples), _commit(), _versions(), _machine())
 
 
-def _sample(arguments: Sequence[str], stated: str, limit_bytes: int | None) -> MemorySample:
-    """One verb in a process of its own; `stated` is the member of its JSON that holds what it stated."""
+def _sample(arguments: Sequence[str], limit_bytes: int | None) -> MemorySample:
+    """One verb in a process of its own."""
     command = [sys.executable, "-m", "endor_jax.cli.main", *arguments, "--json", "--quiet"]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -104,9 +104,8 @@ def _sample(arguments: Sequence[str], stated: str, limit_bytes: int | None) -> M
             fix="run it by itself",
         )
     values = json.loads(done.stdout)
-    return MemorySample(
-        arguments[0], tuple(arguments), values.get(stated), limit_bytes, values["peak_host_bytes"], seconds
-    )
+    stated, taken = values["expected_peak_host_bytes"], values["peak_host_bytes"]
+    return MemorySample(arguments[0], tuple(arguments), stated, limit_bytes, taken, seconds)
 
 
 def _said(stderr: str) -> str:

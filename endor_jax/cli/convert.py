@@ -88,7 +88,7 @@ def _expected(survey: Survey) -> dict[str, Any]:
         "negative_zeros": None,
         "signatures": len(survey.expected.signatures),
         "resumed_parts": None,
-        "expected_peak_bytes": survey.expected_peak_bytes,
+        "expected_peak_host_bytes": survey.expected_peak_host_bytes,
         "peak_host_bytes": None,
     }
 
@@ -104,7 +104,7 @@ def _done(conversion: Conversion) -> dict[str, Any]:
         "negative_zeros": conversion.negative_zeros,
         "signatures": len(conversion.manifest.signatures),
         "resumed_parts": conversion.resumed_parts,
-        "expected_peak_bytes": conversion.expected_peak_bytes,
+        "expected_peak_host_bytes": conversion.expected_peak_host_bytes,
         "peak_host_bytes": conversion.peak_host_bytes,
     }
 
@@ -114,7 +114,7 @@ def _beforehand(survey: Survey) -> str:
 
     return (
         f"will write about {format_size(survey.expected.stored_bytes)}, "
-        f"with at most {format_size(survey.expected_peak_bytes)} of resident memory"
+        f"with at most {format_size(survey.expected_peak_host_bytes)} of resident memory"
     )
 
 
@@ -122,7 +122,7 @@ def _print(output: Output, result: dict[str, Any]) -> None:
     from endor_jax.streaming.sizes import format_size
 
     dense, stored = format_size(result["dense_bytes"]), format_size(result["stored_bytes"])
-    expected = format_size(result["expected_peak_bytes"])
+    expected = format_size(result["expected_peak_host_bytes"])
     if result["path"] is None:
         output.line(f"would write about {stored} for {dense} of weights (ratio {result['ratio']:.2f})")
         output.line(f"would take at most {expected} of resident memory")

@@ -110,7 +110,7 @@ def _offline(work: Path, output: Output) -> Show:
         source=work / "source",
         prompt="The statement is used to",
         sparsity=0.3,
-        device_memory="9700KiB",
+        device_memory="7MiB",
         host_memory="2MiB",
         max_tokens=48,
         sequence_length=128,

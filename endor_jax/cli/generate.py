@@ -188,10 +188,11 @@ def summary(model: Model, statistics: Statistics) -> str:
     from endor_jax.streaming.sizes import format_size
 
     expected = format_size(model.expected_peak_host_bytes)
+    measured = statistics.generation_tokens_per_second
+    rate = "" if measured is None else f" at {measured:.2f} tokens/s"
     return (
         f"prompt {statistics.prompt_tokens} tokens at {statistics.prompt_tokens_per_second:.1f} tokens/s, "
-        f"generation {statistics.generated_tokens} tokens at "
-        f"{statistics.generation_tokens_per_second:.2f} tokens/s, "
+        f"generation {statistics.generated_tokens} tokens{rate}, "
         f"{format_size(statistics.bytes_read)} read ({model.reader}), "
         f"peak memory {format_size(statistics.peak_host_bytes)} (at most {expected} expected)"
     )

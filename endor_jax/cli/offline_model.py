@@ -91,7 +91,7 @@ def _initial() -> Weights:
 def _loss(weights: Weights, tokens: jax.Array) -> jax.Array:
     """Mean cross-entropy of the next token; tokens: (batch, time + 1) int32."""
     decoder = models.decoder(models.from_hf(CONFIG))
-    config, start = decoder.config, jnp.int32(0)
+    config, start = decoder.config, jnp.zeros(tokens.shape[0], jnp.int32)
     x = models.stem(decoder, {}, weights["embedding"]["weight"][tokens[:, :-1]], start)
     for i in range(config.layers):
         cache = models.create_cache(

@@ -68,10 +68,10 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
     from endor_jax.generate.loading import check_records
     from endor_jax.sources.json_object import read_json_object
     from endor_jax.sources.opening import open_source
-    from endor_jax.store.manifest import MANIFEST_FILE
+    from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
     from endor_jax.store.reader import Checkpoint
 
-    if (path / MANIFEST_FILE).is_file():
+    if any((path / name).exists() for name in (MANIFEST_FILE, JOURNAL_FILE, PARTS)):  # or half of one
         if sparsity is not None or dtype is not None:
             raise InvalidInputError(
                 "plan",

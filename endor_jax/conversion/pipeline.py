@@ -35,8 +35,8 @@ from endor_jax.version import VERSION
 class Conversion:
     """What a conversion did. dense_bytes: all tensors in the dtype they are stored in.
 
-    resumed_parts: parts that were there already. expected_peak_bytes, peak_host_bytes: resident memory of
-    the process as it was said beforehand, and as it was.
+    resumed_parts: parts that were there already. expected_peak_host_bytes, peak_host_bytes: resident memory
+    of the process as it was said beforehand, and as it was.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Conversion:
     dense_bytes: int
     negative_zeros: int
     resumed_parts: int
-    expected_peak_bytes: int
+    expected_peak_host_bytes: int
     peak_host_bytes: int
 
     @property
@@ -106,7 +106,7 @@ def run_conversion(
         plan.dense_bytes,
         negative_zeros,
         resumed,
-        plan.expected_peak_bytes,
+        plan.expected_peak_host_bytes,
         peak_host_bytes(),
     )
 

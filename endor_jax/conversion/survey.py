@@ -49,14 +49,14 @@ class Survey:
     """What a conversion will write: source names by place, record by record, and a layout for each record.
 
     expected: the manifest to expect, its part lengths estimated. dense_bytes: all tensors in the dtype they
-    are stored in. expected_peak_bytes: a bound on the resident memory of the process, all in all.
+    are stored in. expected_peak_host_bytes: a bound on the resident memory of the process, all in all.
     """
 
     names: dict[str, dict[str, str]]
     layouts: dict[str, RecordLayout]
     expected: Manifest
     dense_bytes: int
-    expected_peak_bytes: int
+    expected_peak_host_bytes: int
 
 
 def survey(source: Source, settings: ConvertSettings, report: Progress) -> Survey:

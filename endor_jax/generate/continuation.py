@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -27,9 +28,12 @@ class Wishes:
     stop: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if not isinstance(self.max_tokens, Integral) or self.max_tokens < 1:
             raise OptionError(
-                "generation", got=f"max_tokens {self.max_tokens}", expected="at least 1", fix="ask for more"
+                "generation",
+                got=f"max_tokens {self.max_tokens}",
+                expected="a whole number, at least 1",
+                fix="ask for more",
             )
 
 

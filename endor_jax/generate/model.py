@@ -119,9 +119,18 @@ class Model:
         Raises as `generate` does, before anything is generated.
         """
         wishes = wishes_for(max_tokens, sampler, stop)
-        batch = [self._ids(prompt) for prompt in prompts]
-        for ids in batch:
-            check_room(self._runner, len(ids), max_tokens)
+        batch = []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                batch.append(self._ids(prompt))
+                check_room(self._runner, len(batch[-1]), max_tokens)
+            except InvalidInputError as error:
+                if len(prompts) == 1:
+                    raise
+                where = f"prompt {number} of {len(prompts)}, {error.where}"
+                raise InvalidInputError(
+                    where, got=error.got, expected=error.expected, fix=error.fix
+                ) from error
         return self._complete_batch(batch, wishes)
 
     def _complete_batch(self, batch: list[list[int]], wishes: Wishes) -> Iterator[tuple[int, Completion]]:

@@ -37,9 +37,9 @@ class Statistics:
         return (self.prompt_tokens - self.cached_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
-    def generation_tokens_per_second(self) -> float:
-        """Tokens over the time of their passes; 0 where fewer than three passes leave nothing to measure."""
-        return self.timed_tokens / self.generation_seconds if self.generation_seconds else 0.0
+    def generation_tokens_per_second(self) -> float | None:
+        """Tokens over the time of their passes; None where fewer than three passes leave none to measure."""
+        return self.timed_tokens / self.generation_seconds if self.generation_seconds else None
 
 
 class Meter:

@@ -30,7 +30,7 @@ class Place:
     tensor: str
 
 
-def to_endor(family: str, hf_name: str) -> Place | None:
+def to_endor(family: object, hf_name: str) -> Place | None:
     """Where a Hugging Face tensor goes; None if it is ignorable.
 
     Raises UnsupportedError for an unknown family and InvalidInputError for a name that no row matches.
@@ -52,7 +52,7 @@ def to_endor(family: str, hf_name: str) -> Place | None:
     )
 
 
-def to_hf(family: str, place: Place) -> str:
+def to_hf(family: object, place: Place) -> str:
     """The full Hugging Face name of a place: the inverse of `to_endor`, prefix included.
 
     Raises UnsupportedError for an unknown family and InvalidInputError for a place that no row has.
@@ -70,7 +70,7 @@ def to_hf(family: str, place: Place) -> str:
     )
 
 
-def expected_places(family: str, config: Mapping[str, Any]) -> list[Place]:
+def expected_places(family: object, config: Mapping[str, Any]) -> list[Place]:
     """Every tensor that a model with this config.json has, in the order of the table, layer by layer."""
     table = _family(family)
     rows = [row for row in table.rows if row.needs is None or config.get(row.needs, False)]
@@ -86,7 +86,7 @@ def expected_places(family: str, config: Mapping[str, Any]) -> list[Place]:
     return [*ends[0], *layers, *ends[1]]
 
 
-def check_complete(family: str, config: Mapping[str, Any], places: Collection[Place]) -> None:
+def check_complete(family: object, config: Mapping[str, Any], places: Collection[Place]) -> None:
     """Raise InvalidInputError, naming what differs, unless `places` is exactly what the config calls for."""
     layers = config.get("num_hidden_layers")
     # Each layer has tensors: of more layers than tensors not even a list of what is missing should be made.
@@ -170,7 +170,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _family(family: str) -> Family:
+def _family(family: object) -> Family:
     if not isinstance(family, str) or family not in FAMILIES:
         raise UnsupportedError(
             "model_type in config.json",

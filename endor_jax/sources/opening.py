@@ -11,6 +11,7 @@ from endor_jax.sources.gguf import open_gguf
 from endor_jax.sources.gguf_header import MAGIC
 from endor_jax.sources.safetensors import INDEX_FILE, open_safetensors
 from endor_jax.sources.source import Source
+from endor_jax.store.manifest import MANIFEST_FILE
 
 _SHOWN = 8  # names in an error message
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -30,6 +31,8 @@ def open_source(path: str | Path) -> Source:
             raise _nothing(path) from error
         names = sorted(child.name for child in path.iterdir()) if stat.S_ISDIR(mode) else []
     if stat.S_ISDIR(mode):
+        if MANIFEST_FILE in names:
+            raise _unsupported(path, got="a checkpoint of this library", fix="it is converted already")
         if INDEX_FILE in names or any(name.endswith(".safetensors") for name in names):
             return open_safetensors(path)
         raise _directory_without_weights(path, names)

@@ -60,7 +60,8 @@ def _check_destination(path: Path, *, resume: bool, header: Entry | None, locked
     names = {entry.name for entry in path.iterdir()} - ({JOURNAL_FILE} if locked else set())
     if header is None:
         if names - {JOURNAL_FILE}:  # a journal without a first line was killed in it: nothing to lose
-            raise _exists(path, "a directory that is not empty")
+            finished = MANIFEST_FILE in names
+            raise _exists(path, "a finished checkpoint" if finished else "a directory that is not empty")
         return
     if not _is_directory(path / PARTS):  # whatever lies behind a link is not ours to clear away
         raise _exists(path, f"{PARTS!r} that is a link or a file beside a journal")

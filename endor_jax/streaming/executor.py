@@ -134,7 +134,7 @@ class Executor:
         Raises StreamError if it is closed already or a pass is running.
         """
         if self._closed:
-            raise closed_error() from self._failure
+            raise closed_error(self._failure) from self._failure
         if not self._running.acquire(blocking=False):
             raise StreamError(
                 "stream",

@@ -115,8 +115,12 @@ def _named(error: BaseException, wanted: Wanted) -> EndorError:
     return named
 
 
-def closed_error() -> StreamError:
-    """What a call after `close` raises."""
+def closed_error(failure: BaseException | None = None) -> StreamError:
+    """What a call after `close` raises, or after the error that closed it."""
+    after = "close()" if failure is None else f"{type(failure).__name__}, which closed it"
     return StreamError(
-        "stream", got="a call after close()", expected="an open stream", fix="use it inside its with block"
+        "stream",
+        got=f"a call after {after}",
+        expected="an open stream",
+        fix="use it inside its with block" if failure is None else "open it again",
     )

@@ -51,7 +51,7 @@ def test_a_bound_may_be_reached_and_not_passed(stated, limit, kept):
 
 def test_a_verb_that_fails_is_named_with_what_it_said(tmp_path: Path):
     with pytest.raises(EndorError, match=r"endor info .*: got exit code 1: endor: checkpoint .*expected 0"):
-        memory._sample(("info", str(tmp_path / "nowhere")), "expected_peak_bytes", None)
+        memory._sample(("info", str(tmp_path / "nowhere")), None)
 
 
 def test_an_unknown_suite_is_usage(tmp_path: Path):

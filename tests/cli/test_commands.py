@@ -19,7 +19,7 @@ GENERATE_KEYS = {
 }
 CONVERT_KEYS = {
     *("path", "dense_bytes", "stored_bytes", "ratio", "negative_zeros", "signatures", "resumed_parts"),
-    *("expected_peak_bytes", "peak_host_bytes"),
+    *("expected_peak_host_bytes", "peak_host_bytes"),
 }
 INFO_KEYS = {
     *("layers", "parameters", "dense_bytes", "stored_bytes", "ratio", "sparsity", "signatures", "tensors"),

@@ -74,7 +74,7 @@ def test_a_reader_that_stops_reading_is_no_error_of_ours(checkpoint):
 def test_stdin_that_is_no_text(start_command, checkpoint):
     done = start_command("generate", checkpoint, "-p", "-", stdin=b"\xff\xfe", PYTHONUTF8="1")
     assert done.code == 1
-    assert done.stderr.startswith("endor: prompt: got bytes that are no text")
+    assert done.stderr.startswith("endor: text: got characters that are none")
     assert done.stderr.count("\n") == 1
 
 

@@ -257,7 +257,7 @@ def test_a_finished_checkpoint_whose_journal_is_still_there_is_settled(source):
         endor.convert(source, destination, values="raw")
     endor.convert(source, destination)
     assert contents(destination) == expected
-    with pytest.raises(DestinationExistsError, match="not empty"):
+    with pytest.raises(DestinationExistsError, match="a finished checkpoint"):
         endor.convert(source, destination)
 
 

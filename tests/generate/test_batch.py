@@ -107,9 +107,9 @@ def test_completions_come_as_they_end(float32):
 
 def test_what_cannot_be_done_is_refused_before_anything_is_generated(float32):
     with endor.load(float32["llama"], context=290, batch=2) as model:
-        with pytest.raises(InvalidInputError, match="280 prompt tokens and max_tokens 20"):
+        with pytest.raises(InvalidInputError, match="prompt 2 of 2, generation: got 280 prompt tokens"):
             model.complete_batch([[1, 2], [1] * 280], max_tokens=20)
-        with pytest.raises(InvalidInputError, match="token ids: got none"):
+        with pytest.raises(InvalidInputError, match="prompt 2 of 2, token ids: got none"):
             model.complete_batch([[1, 2], []])
         with pytest.raises(OptionError, match="the string 'x'"):
             model.complete_batch([[1]], stop="x")

@@ -96,7 +96,7 @@ def test_more_than_the_context_is_refused_at_once(model, prompt, count):
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_tokens_are_no_generation(model, count):
-    with pytest.raises(OptionError, match=f"max_tokens {count}, expected at least 1"):
+    with pytest.raises(OptionError, match=f"max_tokens {count}, expected a whole number, at least 1"):
         model.generate([7], max_tokens=count)
 
 

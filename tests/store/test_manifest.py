@@ -301,7 +301,7 @@ def test_interrupted_write_leaves_no_checkpoint(
     with pytest.raises(OSError, match=r"no space left"):
         write_manifest(tmp_path, from_json(value, "here"))
     unfinished = (
-        r"checkpoint .*: got endor.json.tmp, but no endor.json: it was not .*run the same convert again"
+        r"checkpoint .*: got endor.json.tmp, but no endor.json: it was not .*remove it, then convert"
     )
     with pytest.raises(IncompleteCheckpointError, match=unfinished):
         endor.open(tmp_path)
