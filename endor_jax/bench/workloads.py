@@ -17,7 +17,6 @@ import tokenizers
 
 from endor_jax import models
 from endor_jax.arrays import dtype_from_name
-from endor_jax.conversion.layouts import VOCABULARY
 from endor_jax.errors import OptionError
 from endor_jax.sources.mapping import Place, expected_places, to_hf
 from endor_jax.sources.safetensors_writer import write_safetensors
@@ -109,14 +108,9 @@ def write_workload(directory: Path, name: str, *, seed: int = 0) -> Path:
 
 def _infos(config: Mapping[str, Any]) -> dict[Place, TensorInfo]:
     """Shape and dtype of every tensor, in the order of the records."""
-    parsed = models.from_hf(config)
-    decoder = models.decoder(parsed)
-    matrix = {"weight": (parsed.vocabulary_size, parsed.hidden_size)}
-    shapes = {"layers": decoder.block_shapes, "final": decoder.final_shapes} | dict.fromkeys(
-        VOCABULARY, matrix
-    )
+    shapes = models.part_shapes(models.decoder(models.from_hf(config)))
     return {
-        place: TensorInfo(shapes[place.record.split(".")[0]][place.tensor], DTYPE)
+        place: TensorInfo(shapes[place.record][place.tensor], DTYPE)
         for place in expected_places("llama", config)
     }
 

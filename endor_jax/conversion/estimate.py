@@ -48,16 +48,9 @@ def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -
     Raises what `models.from_hf` raises, OptionError for a dtype or sparsity that `convert` refuses.
     """
     ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
-    parsed = parsed_config(config)
-    decoder = models.decoder(parsed)
-    shapes = {"embedding": {"weight": (parsed.vocabulary_size, parsed.hidden_size)}}
-    shapes |= {"stem": decoder.stem_shapes} if decoder.stem_shapes else {}
-    shapes |= {f"layers.{i}": decoder.block_shapes for i in range(parsed.layers)}
-    shapes |= {"final": decoder.final_shapes}
-    shapes |= {} if parsed.tied_head else {"head": shapes["embedding"]}
     infos = {
         record: {name: TensorInfo(shape, dtype) for name, shape in named.items()}
-        for record, named in shapes.items()
+        for record, named in models.part_shapes(models.decoder(parsed_config(config))).items()
     }
     return _estimate_infos(infos, sparsity, config)
 

@@ -14,7 +14,7 @@ import numpy as np
 from endor_jax import models
 from endor_jax.arrays import FLOAT_FORMATS, array_bytes, bits_of
 from endor_jax.conversion.estimate import estimate, parsed_config, stored_info
-from endor_jax.conversion.layouts import VOCABULARY, record_layouts
+from endor_jax.conversion.layouts import record_layouts
 from endor_jax.conversion.memory import peak_bytes
 from endor_jax.conversion.prepare import prepare
 from endor_jax.conversion.settings import ConvertSettings
@@ -112,13 +112,10 @@ def _sampled_roles(
 
 def _located(source: Source) -> dict[str, dict[str, str]]:
     """Source names by record and tensor, once config, names and shapes are what the model code knows."""
-    decoder = models.decoder(parsed_config(source.config))
-    matrix = {"weight": (decoder.config.vocabulary_size, decoder.config.hidden_size)}
-    shapes = {"stem": decoder.stem_shapes, "layers": decoder.block_shapes, "final": decoder.final_shapes}
-    shapes |= dict.fromkeys(VOCABULARY, matrix)
+    shapes = models.part_shapes(models.decoder(parsed_config(source.config)))
     names: dict[str, dict[str, str]] = {}
     for place, name in locate(source).items():
-        expected = shapes[_kind(place.record)][place.tensor]
+        expected = shapes[place.record][place.tensor]
         if source.tensors[name].shape != expected:
             raise InvalidInputError(
                 f"tensor {name!r} of {source.path}",

@@ -9,7 +9,7 @@ from endor_jax.format.record import Record
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import Geometry, pass_records
 from endor_jax.generate.runner import Runner
-from endor_jax.models import Decoder
+from endor_jax.models import Decoder, part_shapes
 from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.executor import Executor, read_parts
@@ -22,11 +22,7 @@ def check_records(path: Path, manifest: Manifest, decoder: Decoder) -> None:
 
     A manifest with right digests may still have been put together by somebody.
     """
-    config = decoder.config
-    vocabulary = {"weight": (config.vocabulary_size, config.hidden_size)}
-    expected = {"embedding": vocabulary} | ({"stem": decoder.stem_shapes} if decoder.stem_shapes else {})
-    expected |= {f"layers.{i}": decoder.block_shapes for i in range(config.layers)}
-    expected |= {"final": decoder.final_shapes} | ({} if config.tied_head else {"head": vocabulary})
+    expected = part_shapes(decoder)
     got = {
         record.name: {name: tensor.shape for name, tensor in manifest.layout(record).tensors}
         for record in manifest.records

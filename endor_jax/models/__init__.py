@@ -4,6 +4,7 @@ from endor_jax.models.cache import KVCache
 from endor_jax.models.cache import create as create_cache
 from endor_jax.models.config import LlamaConfig, OptConfig, from_hf
 from endor_jax.models.decoder import Decoder, Params, block, decoder, final, stem, tapped_block
+from endor_jax.models.shapes import part_shapes
 
 __all__ = [
     "Decoder",
@@ -16,6 +17,7 @@ __all__ = [
     "decoder",
     "final",
     "from_hf",
+    "part_shapes",
     "stem",
     "tapped_block",
 ]

@@ -25,7 +25,7 @@ def dense(
     def contract(x: jax.Array, weight: jax.Array) -> jax.Array:
         axes = (((x.ndim - 1,), (1,)), ((), ()))
         # Left to itself a GPU multiplies float32 with 10 bits of mantissa.
-        precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        precision = lax.Precision.HIGHEST if jnp.float32 in (x.dtype, weight.dtype) else None
         product = lax.dot_general(x, weight, axes, precision=precision, preferred_element_type=jnp.float32)
         return product.astype(result)
 
