@@ -23,6 +23,11 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes: compiling takes one core, whatever there are. On a GPU one, which takes its memory."""
+    return 0 if "gpu" in config.option.markexpr or config.option.collectonly else 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` skip where there is none, and say so."""
     if any(device.platform == "gpu" for device in jax.devices()):
