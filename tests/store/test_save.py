@@ -160,7 +160,7 @@ def test_leaves_that_jax_would_narrow(tmp_path: Path) -> None:
 
 def test_destination_is_never_overwritten(tmp_path: Path) -> None:
     endor.save(tmp_path / "x", [{"w": 1}])
-    with pytest.raises(DestinationExistsError, match=r"destination .*x: got a directory that is not empty"):
+    with pytest.raises(DestinationExistsError, match=r"destination .*x: got a finished checkpoint"):
         endor.save(tmp_path / "x", [{"w": 2}])
     (tmp_path / "file").touch()
     with pytest.raises(DestinationExistsError, match=r"got a file, expected a path where nothing is yet"):

@@ -144,7 +144,7 @@ def test_failing_reads(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, 
         StreamError, match=rf"{where}: got OSError: stale file handle, expected [\d,]+ bytes; "
     ):
         check(run, passes=9)
-    with pytest.raises(StreamError, match="a call after close"):
+    with pytest.raises(StreamError, match="a call after StreamError, which closed it"):
         run.run(lambda index, record: None)
 
 
