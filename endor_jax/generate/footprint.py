@@ -5,9 +5,9 @@ from __future__ import annotations
 from endor_jax.memory import peak_host_bytes, resident_bytes
 from endor_jax.streaming.plan import Plan
 
-ALLOWANCE_BYTES = 192 * 2**20
+ALLOWANCE_BYTES = 288 * 2**20
 """Beside the plan: XLA's compiler and what it made, the tokenizer, threads, what malloc keeps for later.
-Measured: 60 to 150 MiB."""
+Measured: 60 to 210 MiB."""
 
 
 def expected_peak_bytes(plan: Plan) -> int:
