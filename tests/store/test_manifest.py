@@ -300,9 +300,7 @@ def test_interrupted_write_leaves_no_checkpoint(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=r"no space left"):
         write_manifest(tmp_path, from_json(value, "here"))
-    unfinished = (
-        r"checkpoint .*: got endor.json.tmp, but no endor.json: it was not .*remove it, then convert"
-    )
+    unfinished = r"checkpoint .*: got endor.json.tmp, but no endor.json: it was not .*remove it, then convert"
     with pytest.raises(IncompleteCheckpointError, match=unfinished):
         endor.open(tmp_path)
 
