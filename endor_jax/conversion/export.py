@@ -50,8 +50,7 @@ def export(
                     done += array.nbytes
             report("done", total, total)
 
-        kept = [name for name in manifest.files if not name.startswith("parts/")]
-        files = {name: opened.read_file(name) for name in kept}
+        files = {name: opened.read_file(name) for name in manifest.kept_files}
         target = Path(destination)
         check_apart(Path(checkpoint), target)
         write_safetensors(target, tensors(), infos=infos, files=files)

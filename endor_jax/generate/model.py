@@ -26,7 +26,6 @@ from endor_jax.generate.scoring import losses, score
 from endor_jax.generate.session import Session, chat_ids, check_room
 from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.reader import Checkpoint
-from endor_jax.store.writer import PARTS
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.transfer import shares_memory
 from endor_jax.text import Tokenizer, tokenizer_of
@@ -271,8 +270,7 @@ def load(
     )
     expected = expected_peak_bytes(plan)
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
-    names = [name for name in manifest.files if not name.startswith(f"{PARTS}/")]
-    files = {name: checkpoint.read_file(name) for name in names}
+    files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
     runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device)
     return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected)

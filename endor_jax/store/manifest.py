@@ -117,6 +117,11 @@ class Manifest:
         return tuple(part for record in self.records for part in record.parts)
 
     @property
+    def kept_files(self) -> tuple[str, ...]:
+        """Files beside the parts, kept as they are: tokenizer, config."""
+        return tuple(name for name in self.files if not name.startswith(f"{PARTS}/"))
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all parts."""
         return sum(record.stored_bytes for record in self.records)
