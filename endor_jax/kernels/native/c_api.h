@@ -1,0 +1,41 @@
+// The C interface of the extension, without XLA. Numbers are those of `Number`; endor_jax/native.py has the
+// same declarations for ctypes. Functions that can fail return null, or what is wrong.
+#ifndef ENDOR_JAX_KERNELS_NATIVE_C_API_H_
+#define ENDOR_JAX_KERNELS_NATIVE_C_API_H_
+
+#include <cstdint>
+
+#define ENDOR_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// `FieldLayout`, the rows of the whole matrix, and the words of its parts.
+struct EndorMatrix {
+  int32_t number;
+  int32_t field_bits;
+  int64_t rows;
+  int64_t columns;
+  int64_t header;
+  int64_t bitmap;
+  int64_t offsets;
+  int64_t bases;
+  int64_t escape_capacity;
+  int64_t matrix_rows;
+  int64_t parts;
+  const uint32_t* const* words;
+  const int64_t* counts;
+};
+
+// Names of the instruction sets this processor has, best first, separated by spaces.
+ENDOR_EXPORT const char* endor_instruction_sets();
+
+// One thread. instruction_set: a name, or "" for the best.
+ENDOR_EXPORT const char* endor_expand(const EndorMatrix* matrix, const char* instruction_set, int32_t widen,
+                                      void* out);
+
+// One thread. x is (x_count, columns), out is (x_count, matrix_rows).
+ENDOR_EXPORT const char* endor_multiply(const EndorMatrix* matrix, const char* instruction_set, int32_t x_number,
+                                        int64_t x_count, const void* x, int32_t out_number, void* out);
+}
+
+#endif  // ENDOR_JAX_KERNELS_NATIVE_C_API_H_

@@ -1,0 +1,96 @@
+// Portable C++: for any processor, and the plain twin of the vector instruction sets.
+
+#include "rows.h"
+
+namespace endor {
+namespace {
+
+struct Scalar {
+  // Element bits from fields; docs/format.md, "Codecs".
+  template <class F>
+  class Decoder {
+   public:
+    using Format = F;
+
+    explicit Decoder(int field_bits) : width_(field_bits) {}
+
+    // The element whose field starts at bit `position` of `bytes`.
+    uint32_t element(const uint8_t* bytes, uint64_t position, uint32_t base) const {
+      uint64_t window;
+      std::memcpy(&window, bytes + (position >> 3), 8);
+      const auto field = static_cast<uint32_t>(window >> (position & 7));
+      if (!F::kPacked) return F::kNumber == Number::kFloat32 ? field : field & 0xffffu;
+      constexpr int kBits = 8 * element_bytes(F::kNumber);
+      const uint32_t sign = (field >> (width_ - 1) & 1u) << (kBits - 1);
+      return sign | ((field & ((1u << (width_ - 1)) - 1)) + base);
+    }
+
+    int width() const { return width_; }
+
+   private:
+    int width_;
+  };
+
+  static void end_streaming() {}
+
+  // Calls `write(column, element)` for every column, zeros included.
+  template <class F, class Write>
+  static void each(const Decoder<F>& decoder, const Segment& segment, Write write) {
+    uint64_t position = segment.position;
+    for (int64_t c = 0; c < segment.columns; ++c) {
+      const bool stored = !F::kBitmap || (segment.bitmap[c / 32] >> (c % 32) & 1u);
+      write(c, stored ? decoder.element(segment.bytes, position, segment.base) : 0u);
+      position += stored ? decoder.width() : 0;
+    }
+  }
+
+  template <class F>
+  static void expand(const Decoder<F>& decoder, const Segment& segment, uint8_t* out, bool widened, bool) {
+    each(decoder, segment, [&](int64_t column, uint32_t bits) {
+      if (widened) {
+        bits = widen(bits, F::kNumber);
+        std::memcpy(out + 4 * column, &bits, 4);
+      } else {
+        std::memcpy(out + element_bytes(F::kNumber) * column, &bits, element_bytes(F::kNumber));
+      }
+    });
+  }
+
+  template <class F, InputFormat kInputs, int n>
+  class Sums {
+   public:
+    void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
+      each(decoder, segment, [&](int64_t column, uint32_t bits) {
+        if (!F::kBitmap && !(segment.bitmap[column / 32] >> (column % 32) & 1u)) return;
+        const float weight = float_of_bits(widen(bits, F::kNumber));
+        for (int i = 0; i < n; ++i) {
+          float input;
+          std::memcpy(&input, x[i] + 4 * column, 4);
+          sums_[i] += weight * input;
+        }
+      });
+    }
+
+    void store(float (&sums)[n]) const {
+      for (int i = 0; i < n; ++i) sums[i] = sums_[i];
+    }
+
+   private:
+    float sums_[n] = {};
+  };
+
+  template <class F, class Call>
+  static void with_input_format(InputFormat, Call call) {
+    call(std::integral_constant<InputFormat, InputFormat::kFloat32>{});
+  }
+};
+
+bool supported() { return true; }
+
+InputFormat input_format(Number, Number) { return InputFormat::kFloat32; }
+
+}  // namespace
+
+const RowKernels kScalar = {"scalar", supported, input_format, expand_rows<Scalar>, multiply_rows_of_any<Scalar>};
+
+}  // namespace endor

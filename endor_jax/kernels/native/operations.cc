@@ -1,0 +1,161 @@
+// Sharing rows out among threads, bringing inputs into the format the instruction set wants.
+
+#include "operations.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "floats.h"
+
+namespace endor {
+namespace {
+
+// A task has at least this many elements: less is done before another thread has woken up.
+constexpr int64_t kTaskElements = 1 << 16;
+// Tasks per thread: more of them even out threads of different speed.
+constexpr int64_t kTasksPerThread = 8;
+// Results above this size are written past the caches, which could not hold them anyway.
+constexpr int64_t kStreamingBytes = 8 << 20;
+constexpr int64_t kAlignment = 64;
+
+const char* problem(const Matrix& matrix) {
+  for (const Part& part : matrix.parts) {
+    if (const char* wrong = PartView::problem(matrix.layout, part.count)) return wrong;
+  }
+  const int64_t held = static_cast<int64_t>(matrix.parts.size()) * matrix.layout.rows;
+  return matrix.rows <= held ? nullptr : "the parts hold fewer rows than the matrix has";
+}
+
+// Some rows of one part.
+struct Block {
+  int64_t part, first, last;
+};
+
+std::vector<Block> blocks_of(const Matrix& matrix, int64_t threads) {
+  const Layout& layout = matrix.layout;
+  const int64_t wanted = std::max(kTaskElements, matrix.rows * layout.columns / (threads * kTasksPerThread));
+  const int64_t step = std::max<int64_t>(1, wanted / layout.columns);
+  std::vector<Block> blocks;
+  for (int64_t part = 0; part < static_cast<int64_t>(matrix.parts.size()); ++part) {
+    const int64_t rows = std::min(layout.rows, matrix.rows - part * layout.rows);
+    for (int64_t first = 0; first < rows; first += step) {
+      blocks.push_back({part, first, std::min(first + step, rows)});
+    }
+  }
+  return blocks;
+}
+
+void run(const Workers& workers, const std::vector<Block>& blocks, const std::function<void(const Block&)>& task) {
+  const auto count = static_cast<int64_t>(blocks.size());
+  if (count == 1 || workers.threads <= 1) {
+    for (const Block& block : blocks) task(block);
+  } else {
+    workers.run(count, [&](int64_t i) { task(blocks[i]); });
+  }
+}
+
+struct Free {
+  void operator()(uint8_t* memory) const { std::free(memory); }
+};
+
+// The inputs of a product in the format and with the padding that an instruction set wants, in their own memory.
+class PreparedInputs {
+ public:
+  PreparedInputs(const Vectors& x, int64_t columns, InputFormat format) {
+    const int64_t padded = (columns + 31) / 32 * 32;
+    row_bytes_ = padded * (format == InputFormat::kBFloat16 ? 2 : 4);
+    row_bytes_ = (row_bytes_ + kAlignment - 1) / kAlignment * kAlignment;
+    format_ = format;
+    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, x.count * row_bytes_)));
+    std::memset(memory_.get(), 0, x.count * row_bytes_);
+    for (int64_t i = 0; i < x.count; ++i) {
+      const auto* from = static_cast<const uint8_t*>(x.data) + i * columns * element_bytes(x.number);
+      fill(memory_.get() + i * row_bytes_, from, x.number, columns);
+    }
+  }
+
+  Inputs inputs(int64_t first, int64_t count) const {
+    return {format_, memory_.get() + first * row_bytes_, row_bytes_, count};
+  }
+
+ private:
+  void fill(uint8_t* to, const uint8_t* from, Number number, int64_t columns) const {
+    if (format_ == InputFormat::kBFloat16) {
+      std::memcpy(to, from, 2 * columns);
+      return;
+    }
+    auto* values = reinterpret_cast<float*>(to);
+    for (int64_t c = 0; c < columns; ++c) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, from + c * element_bytes(number), element_bytes(number));
+      const bool interleaved = format_ == InputFormat::kFloat32EvenOdd;
+      const int64_t place = interleaved ? c / 32 * 32 + (c % 2) * 16 + c % 32 / 2 : c;
+      values[place] = float_of_bits(widen(bits, number));
+    }
+  }
+
+  InputFormat format_;
+  int64_t row_bytes_;
+  std::unique_ptr<uint8_t, Free> memory_;
+};
+
+void store(const MutableVectors& out, int64_t place, float value) {
+  switch (out.number) {
+    case Number::kBFloat16:
+      static_cast<uint16_t*>(out.data)[place] = round_to_bfloat16(value);
+      return;
+    case Number::kFloat16:
+      static_cast<uint16_t*>(out.data)[place] = round_to_float16(value);
+      return;
+    case Number::kFloat32:
+      static_cast<float*>(out.data)[place] = value;
+      return;
+  }
+}
+
+}  // namespace
+
+Workers only_this_thread() {
+  return {1, [](int64_t count, const std::function<void(int64_t)>& task) {
+            for (int64_t i = 0; i < count; ++i) task(i);
+          }};
+}
+
+const char* expand(const Matrix& matrix, const RowKernels& kernels, const Workers& workers, bool widen, void* out) {
+  if (const char* wrong = problem(matrix)) return wrong;
+  const Layout& layout = matrix.layout;
+  const int64_t row_bytes = layout.columns * (widen ? 4 : element_bytes(layout.number));
+  const bool streaming = matrix.rows * row_bytes >= kStreamingBytes;
+  run(workers, blocks_of(matrix, workers.threads), [&](const Block& block) {
+    const Part& part = matrix.parts[block.part];
+    uint8_t* to = static_cast<uint8_t*>(out) + (block.part * layout.rows + block.first) * row_bytes;
+    kernels.expand(PartView(layout, part.words, part.count), block.first, block.last, to, widen, streaming);
+  });
+  return nullptr;
+}
+
+const char* multiply(const Matrix& matrix, const RowKernels& kernels, const Workers& workers, const Vectors& x,
+                     const MutableVectors& out) {
+  if (const char* wrong = problem(matrix)) return wrong;
+  const Layout& layout = matrix.layout;
+  if (x.count == 0) return nullptr;
+  const PreparedInputs prepared(x, layout.columns, kernels.input_format(layout.number, x.number));
+  run(workers, blocks_of(matrix, workers.threads), [&](const Block& block) {
+    const PartView part(layout, matrix.parts[block.part].words, matrix.parts[block.part].count);
+    const int64_t rows = block.last - block.first, row = block.part * layout.rows + block.first;
+    std::vector<float> sums(rows * std::min<int64_t>(x.count, kMostInputs));
+    for (int64_t i = 0; i < x.count; i += kMostInputs) {
+      const Inputs inputs = prepared.inputs(i, std::min<int64_t>(kMostInputs, x.count - i));
+      kernels.multiply(part, block.first, block.last, inputs, sums.data());
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t k = 0; k < inputs.count; ++k) {
+          store(out, (i + k) * matrix.rows + row + r, sums[r * inputs.count + k]);
+        }
+      }
+    }
+  });
+  return nullptr;
+}
+
+}  // namespace endor
