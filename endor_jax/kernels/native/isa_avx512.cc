@@ -177,36 +177,51 @@ class Avx512::Decoder {
   __m512i keep_, down_, bytes_, first_half_, second_half_;
 };
 
-// Calls `use(column, elements, last)` for every 32 or 16 columns of a segment, with zeros where nothing is
-// stored (or kept); `last` is the mask of columns there are.
-template <class F, bool kKeptOnly, class Use>
-inline void each(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
+// Calls `use(column, elements, present)` for every 32 or 16 columns of a segment: their element bits, with zeros
+// where there is none, and the mask of the columns there are.
+template <class F, bool kEscapes, class Use>
+inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
   constexpr int kColumns = Avx512::Decoder<F>::kColumns;
+  constexpr uint32_t kAll = kColumns == 32 ? ~0u : 0xffffu;
   const __m512i base = decoder.base(segment.base);
   uint64_t position = segment.position;
+  int64_t escape = 0;
   const auto chunk = [&](int64_t column, uint32_t present) {
-    uint32_t bits = present;
-    if constexpr (F::kBitmap || kKeptOnly) {
-      bits &= kColumns == 32 ? segment.bitmap[column / 32] : segment.bitmap[column / 32] >> (column % 32);
-    }
     __m512i elements = decoder.elements(segment.bytes, position, base);
     if constexpr (F::kBitmap) {
-      position += static_cast<uint64_t>(__builtin_popcount(bits)) * decoder.width();
-      elements = kColumns == 32 ? _mm512_maskz_expand_epi16(bits, elements)
-                                : _mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), elements);
+      const uint32_t word = segment.bitmap[column / 32];
+      const uint32_t stored = (kColumns == 32 ? word : word >> (column % 32)) & present;
+      position += static_cast<uint64_t>(__builtin_popcount(stored)) * decoder.width();
+      elements = kColumns == 32 ? _mm512_maskz_expand_epi16(stored, elements)
+                                : _mm512_maskz_expand_epi32(static_cast<__mmask16>(stored), elements);
     } else {
       position += static_cast<uint64_t>(kColumns) * decoder.width();
-      if constexpr (kKeptOnly) {
-        elements = kColumns == 32 ? _mm512_maskz_mov_epi16(bits, elements)
-                                  : _mm512_maskz_mov_epi32(static_cast<__mmask16>(bits), elements);
+      if (present != kAll) {  // behind the last column may be anything, NaN too
+        elements = kColumns == 32 ? _mm512_maskz_mov_epi16(present, elements)
+                                  : _mm512_maskz_mov_epi32(static_cast<__mmask16>(present), elements);
+      }
+    }
+    if constexpr (kEscapes) {
+      while (escape < segment.escapes.count) {
+        const uint32_t lane = segment.escapes.index[escape] - segment.first_index - static_cast<uint32_t>(column);
+        if (lane >= kColumns && static_cast<int32_t>(lane) >= 0) break;
+        const uint32_t bits = escape_bits(segment.escapes, escape++, F::kNumber), here = 1u << lane % kColumns;
+        elements = kColumns == 32
+                       ? _mm512_mask_set1_epi16(elements, here, static_cast<short>(bits))
+                       : _mm512_mask_set1_epi32(elements, static_cast<__mmask16>(here), static_cast<int>(bits));
       }
     }
     use(column, elements, present);
   };
-  constexpr uint32_t kAll = kColumns == 32 ? ~0u : 0xffffu;
   int64_t column = 0;
   for (; column + kColumns <= segment.columns; column += kColumns) chunk(column, kAll);
   if (column < segment.columns) chunk(column, (1u << (segment.columns - column)) - 1);
+}
+
+template <class F, class Use>
+inline void each(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
+  segment.escapes.count > 0 ? each_chunk<F, true>(decoder, segment, use)
+                            : each_chunk<F, false>(decoder, segment, use);
 }
 
 // The float32 values of 16 elements of 16 bits.
@@ -232,11 +247,11 @@ void Avx512::expand(const Decoder<F>& decoder, const Segment& segment, uint8_t* 
     }
   };
   if (!widened || kBytes == 4) {
-    each<F, false>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
+    each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
       put(out + kBytes * column, elements, kBytes, present, kBytes == 2 ? ~0u : 0xffffu);
     });
   } else if constexpr (kBytes == 2) {
-    each<F, false>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
+    each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
       const __m512i low = widen16<F::kNumber>(_mm512_castsi512_si256(elements));
       const __m512i high = widen16<F::kNumber>(_mm512_extracti64x4_epi64(elements, 1));
       put(out + 4 * column, low, 4, present & 0xffffu, 0xffffu);
@@ -254,7 +269,7 @@ class Avx512::Sums {
   }
 
   void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
-    each<F, true>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
+    each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
       if constexpr (kInputs == InputFormat::kBFloat16) {
         for (int i = 0; i < n; ++i) {
           const __m512i input = _mm512_load_si512(x[i] + 2 * column);

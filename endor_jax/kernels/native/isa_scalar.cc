@@ -33,14 +33,19 @@ struct Scalar {
 
   static void end_streaming() {}
 
-  // Calls `write(column, element)` for every column, zeros included.
-  template <class F, class Write>
-  static void each(const Decoder<F>& decoder, const Segment& segment, Write write) {
+  // Calls `use(column, element)` for every column, zeros included.
+  template <class F, class Use>
+  static void each(const Decoder<F>& decoder, const Segment& segment, Use use) {
     uint64_t position = segment.position;
+    int64_t escape = 0;
     for (int64_t c = 0; c < segment.columns; ++c) {
       const bool stored = !F::kBitmap || (segment.bitmap[c / 32] >> (c % 32) & 1u);
-      write(c, stored ? decoder.element(segment.bytes, position, segment.base) : 0u);
+      uint32_t bits = stored ? decoder.element(segment.bytes, position, segment.base) : 0u;
       position += stored ? decoder.width() : 0;
+      while (escape < segment.escapes.count && segment.escapes.index[escape] - segment.first_index <= c) {
+        bits = escape_bits(segment.escapes, escape++, F::kNumber);
+      }
+      use(c, bits);
     }
   }
 
@@ -61,7 +66,6 @@ struct Scalar {
    public:
     void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
       each(decoder, segment, [&](int64_t column, uint32_t bits) {
-        if (!F::kBitmap && !(segment.bitmap[column / 32] >> (column % 32) & 1u)) return;
         const float weight = float_of_bits(widen(bits, F::kNumber));
         for (int i = 0; i < n; ++i) {
           float input;

@@ -46,20 +46,22 @@ struct Layout {
   ENDOR_INLINED int64_t words_per_row() const { return (columns + 31) / 32; }
 };
 
-// Some columns of one row: what a decoder needs to know of them.
-struct Segment {
-  const uint8_t* bytes;    // of the part
-  uint64_t position;       // the bit where the first field starts
-  const uint32_t* bitmap;  // a bit per column; without a bitmap section: which columns to keep
-  uint32_t base;           // of the exponent codes, in place: base << mantissa_bits
-  int64_t columns;
-};
-
-// The escapes of some rows: `count` indices into the part's matrix, ascending, and their element bits.
+// Escapes in ascending order: `count` indices into the part's matrix, and their element bits.
 struct Escapes {
   const uint32_t* index;
   const uint8_t* bits;
   int64_t count;
+};
+
+// Some columns of one row: what a decoder needs to know of them.
+struct Segment {
+  const uint8_t* bytes;    // of the part
+  uint64_t position;       // the bit where the first field starts
+  const uint32_t* bitmap;  // a bit per column; null without a bitmap
+  uint32_t base;           // of the exponent codes, in place: base << mantissa_bits
+  int64_t columns;
+  Escapes escapes;         // of these columns: elements that replace what was decoded for them
+  uint32_t first_index;    // of the first column: subtracted from an escape's index it gives a column
 };
 
 // One part's share of a matrix.
@@ -88,6 +90,7 @@ class PartView {
     return words_ + layout_.bitmap + row * layout_.words_per_row();
   }
 
+  // Segment `number` of a row, without its escapes.
   ENDOR_INLINED Segment segment(int64_t row, int64_t number) const {
     const int64_t index = row * layout_.segments() + number;
     const uint64_t offset = words_[layout_.offsets + index];
@@ -96,11 +99,11 @@ class PartView {
     const uint64_t clamped = offset < kFirstBit ? kFirstBit : smaller(offset, last_bit_);
     return {reinterpret_cast<const uint8_t*>(words_), clamped,
             layout_.has_bitmap() ? bitmap_row(row) + first / 32 : nullptr, base << mantissa_bits(layout_.number),
-            smaller(layout_.segment(), layout_.columns - first)};
+            smaller(layout_.segment(), layout_.columns - first), Escapes{nullptr, nullptr, 0},
+            static_cast<uint32_t>(row * layout_.columns + first)};
   }
 
-  // The escapes of rows first, ..., last − 1. Of a damaged list anything, but none that lies elsewhere is
-  // written or read: indices have to be compared with the rows again where they are used.
+  // The escapes of rows first, ..., last − 1. Of a damaged list anything, also indices of other rows.
   ENDOR_INLINED Escapes escapes(int64_t first, int64_t last) const {
     const int64_t start = words_[layout_.header], listed = words_[layout_.header + 1];
     const int64_t value_words = (listed * element_bytes(layout_.number) + 3) / 4;
@@ -125,7 +128,7 @@ class PartView {
   uint64_t last_bit_;
 };
 
-// The element of an escape list as the low bits of a word.
+// The element bits of entry i, in the low bits of a word.
 ENDOR_INLINED uint32_t escape_bits(const Escapes& escapes, int64_t i, Number number) {
   uint32_t bits = 0;
   const int bytes = element_bytes(number);
