@@ -10,9 +10,7 @@ namespace {
 const RowKernels* const kAll[] = {
 #if defined(__x86_64__)
     &kAvx512,
-#ifdef ENDOR_HAVE_AVX2
     &kAvx2,
-#endif
 #elif defined(__aarch64__)
     &kNeon,
 #endif
