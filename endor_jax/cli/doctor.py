@@ -55,6 +55,7 @@ def examine() -> dict[str, Any]:
     """What `doctor --json` prints."""
     import jax
 
+    from endor_jax import native
     from endor_jax.kernels.backends import resolve
     from endor_jax.memory import free_host_bytes
     from endor_jax.streaming.sizes import format_size
@@ -70,7 +71,10 @@ def examine() -> dict[str, Any]:
             for extra, module in EXTRAS.items()
         ],
         "devices": [f"{device.device_kind} ({device.platform} {device.id})" for device in devices],
-        "expand": [f"{device.platform}: {resolve(None, device.platform)}" for device in devices],
+        "expand": [
+            f"{device.platform}: {resolve(None, device.platform, extension=native.available())}"
+            for device in devices
+        ],
         "free_host_memory": format_size(free_host_bytes()),
     }
 

@@ -12,23 +12,27 @@ from endor_jax.errors import UnsupportedError
 
 Implementation = Literal["xla", "triton", "mosaic", "cpu"]
 
-IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("xla",)}
-"""Per JAX platform, what is available, best first. A backend enters when its conformance suite passes."""
+
+def implementations(platform: str, *, extension: bool) -> tuple[Implementation, ...]:
+    """What a JAX platform ("cpu", "gpu", "tpu") has, best first. A backend enters when its conformance suite
+    passes. extension: whether the compiled extension was built, which is all of "cpu"."""
+    return ("cpu", "xla") if platform == "cpu" and extension else ("xla",)
 
 
-def resolve(requested: Implementation | None, platform: str) -> Implementation:
-    """The implementation to run on arrays of this platform ("cpu", "gpu", "tpu").
+def resolve(requested: Implementation | None, platform: str, *, extension: bool) -> Implementation:
+    """The implementation to run on arrays of this platform.
 
     `None` takes the first available. Raises UnsupportedError for a named one that the platform lacks.
     """
-    available = IMPLEMENTATIONS.get(platform, ("xla",))
+    available = implementations(platform, extension=extension)
     if requested is None:
         return available[0]
     if requested not in available:
+        unbuilt = requested == "cpu" and platform == "cpu"
         raise UnsupportedError(
             "implementation",
-            got=f"{requested!r} on {platform}",
+            got=f"{requested!r} on {platform}" + (", and it was not built" if unbuilt else ""),
             expected=f"one of {', '.join(available)}",
-            fix="leave it out to take the best one",
+            fix="install g++ and endor_jax again" if unbuilt else "leave it out to take the best one",
         )
     return requested

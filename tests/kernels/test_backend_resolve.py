@@ -7,36 +7,48 @@ import re
 import pytest
 
 from endor_jax.errors import UnsupportedError
-from endor_jax.kernels.backends import IMPLEMENTATIONS, Implementation, resolve
+from endor_jax.kernels.backends import Implementation, implementations, resolve
+
+PLATFORMS = ("cpu", "gpu", "tpu", "a platform to come")
 
 
 @pytest.mark.parametrize(
-    ("requested", "platform", "expected"),
+    ("requested", "platform", "extension", "expected"),
     [
-        (None, "cpu", "xla"),
-        (None, "gpu", "xla"),
-        (None, "tpu", "xla"),
-        (None, "a platform to come", "xla"),
-        ("xla", "cpu", "xla"),
-        ("xla", "gpu", "xla"),
-        ("xla", "tpu", "xla"),
-        ("xla", "a platform to come", "xla"),
+        (None, "cpu", True, "cpu"),
+        (None, "cpu", False, "xla"),
+        ("cpu", "cpu", True, "cpu"),
+        ("xla", "cpu", True, "xla"),
+        ("xla", "cpu", False, "xla"),
+        *((None, platform, extension, "xla") for platform in PLATFORMS[1:] for extension in (True, False)),
+        *(("xla", platform, extension, "xla") for platform in PLATFORMS[1:] for extension in (True, False)),
     ],
 )
-def test_what_runs(requested: Implementation | None, platform: str, expected: Implementation) -> None:
-    assert resolve(requested, platform) == expected
+def test_what_runs(
+    requested: Implementation | None, platform: str, extension: bool, expected: Implementation
+) -> None:
+    assert resolve(requested, platform, extension=extension) == expected
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("extension", [True, False])
+@pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("requested", ["triton", "mosaic", "cpu"])
-def test_a_named_one_never_falls_back(requested: Implementation, platform: str) -> None:
-    if requested in IMPLEMENTATIONS[platform]:
-        assert resolve(requested, platform) == requested
+def test_a_named_one_never_falls_back(requested: Implementation, platform: str, extension: bool) -> None:
+    available = implementations(platform, extension=extension)
+    if requested in available:
+        assert resolve(requested, platform, extension=extension) == requested
         return
-    message = f"implementation: got '{requested}' on {platform}, expected one of xla"
-    with pytest.raises(UnsupportedError, match=re.escape(message)):
-        resolve(requested, platform)
+    message = f"implementation: got '{requested}' on {platform}"
+    with pytest.raises(UnsupportedError, match=re.escape(message)) as caught:
+        resolve(requested, platform, extension=extension)
+    assert f"expected one of {', '.join(available)}" in str(caught.value)
 
 
-def test_every_platform_has_the_twin() -> None:
-    assert all("xla" in available for available in IMPLEMENTATIONS.values())
+def test_where_the_extension_was_not_built_its_name_says_so() -> None:
+    with pytest.raises(UnsupportedError, match=r"and it was not built, .* install g\+\+ and endor_jax again"):
+        resolve("cpu", "cpu", extension=False)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_every_platform_has_the_twin(platform: str) -> None:
+    assert all("xla" in implementations(platform, extension=extension) for extension in (True, False))

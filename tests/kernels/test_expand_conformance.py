@@ -1,6 +1,6 @@
 """One suite for every implementation of `expand`: on every named shape it equals the oracle `decode`.
 
-An implementation joins by being listed in `backends.IMPLEMENTATIONS` for the platform the tests run on.
+An implementation joins by being listed in `backends.implementations` for the platform the tests run on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from endor_jax import native
 from endor_jax.arrays import FLOAT_FORMATS, bits_of, dtype_from_name
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.decode import decode
@@ -25,7 +26,7 @@ from endor_jax.format.layout import FieldLayout, Section, TensorSpec, plan_layou
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec, parse_codec
-from endor_jax.kernels.backends import IMPLEMENTATIONS, Implementation
+from endor_jax.kernels.backends import Implementation, implementations
 from endor_jax.kernels.expand import expand, expand_all
 from tests import shapes, strategies
 from tests.shapes import NamedShape
@@ -36,7 +37,9 @@ CODECS = {
     "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
 }
 
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS[jax.default_backend()])
+every_implementation = pytest.mark.parametrize(
+    "implementation", implementations(jax.default_backend(), extension=native.available())
+)
 every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
 )

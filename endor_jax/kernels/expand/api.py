@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.core
+from jax import lax
 
+from endor_jax import native
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
-from endor_jax.kernels.expand import xla
+from endor_jax.kernels.expand import cpu, xla
 
 # Jitted, so that a call outside jit is one fused program too and not an array for every operation.
-_EXPAND = {"xla": jax.jit(xla.expand)}
+_EXPAND = {"xla": jax.jit(xla.expand), "cpu": jax.jit(cpu.expand)}
 
 
 def expand(
@@ -35,7 +37,16 @@ def expand(
                 expected="uint32 vectors",
                 fix="pass what encode or record[name] gave; use jax.vmap for a batch",
             )
-    return _EXPAND[resolve(implementation, platform_of(tensor))](tensor, after)
+    if implementation is None:
+        return _expand_anywhere(tensor, after)
+    return _EXPAND[resolve(implementation, platform_of(tensor), extension=native.available())](tensor, after)
+
+
+@jax.jit
+def _expand_anywhere(tensor: SparseTensor, after: jax.Array | None) -> jax.Array:
+    """The best implementation of whatever platform this is compiled for."""
+    on_cpu = resolve(None, "cpu", extension=native.available())
+    return lax.platform_dependent(tensor, after, cpu=_EXPAND[on_cpu], default=xla.expand)
 
 
 def expand_all(record: Record) -> dict[str, jax.Array]:

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from endor_jax import native
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.kernels.backends import Implementation
+from endor_jax.kernels.backends import Implementation, resolve
 from endor_jax.kernels.expand import expand
+from endor_jax.kernels.expand.api import platform_of
+from endor_jax.kernels.expand.cpu import expand as cpu_expand
+from endor_jax.kernels.linear import cpu
 from endor_jax.kernels.linear.dense import dense
 
 
@@ -26,8 +31,8 @@ def linear(
 ) -> Float[Array, "*batch outputs"]:
     """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).
 
-    Products are summed in float32. Inside jit the matrix is expanded only when x is there. The gradient with
-    respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. Raises InvalidInputError
+    Products are summed in float32. On CPU, with few rows of x, the matrix is never expanded (`cpu.fused` says
+    when); elsewhere it is, inside jit only when x is there. The gradient with respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. Raises InvalidInputError
     unless shapes agree and x is float, UnsupportedError for an implementation the device lacks.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -56,8 +61,25 @@ class _How:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
-    weight = expand(tensor, after=x, implementation=how.implementation)
-    return dense(x, weight, output_dtype=how.output_dtype)
+    """Fused where the platform it is compiled for has that, else expanded and then multiplied."""
+
+    def expanded(x: jax.Array, tensor: SparseTensor) -> jax.Array:
+        weight = expand(tensor, after=x, implementation=how.implementation)
+        return dense(x, weight, output_dtype=how.output_dtype)
+
+    def on_cpu(x: jax.Array, tensor: SparseTensor) -> jax.Array:
+        if cpu.fused(x, tensor.layout, how.output_dtype):
+            return cpu.linear(x, tensor, how.output_dtype)
+        # The dense product there is one of float32 anyway.
+        return dense(x, cpu_expand(tensor, x, widened=True), output_dtype=how.output_dtype)
+
+    extension = native.available()
+    if how.implementation is not None:
+        chosen = resolve(how.implementation, platform_of(tensor), extension=extension)
+        return on_cpu(x, tensor) if chosen == "cpu" else expanded(x, tensor)
+    if resolve(None, "cpu", extension=extension) != "cpu":
+        return expanded(x, tensor)
+    return lax.platform_dependent(x, tensor, cpu=on_cpu, default=expanded)
 
 
 def _forward(how: _How, x: jax.Array, tensor: SparseTensor) -> tuple[jax.Array, SparseTensor]:

@@ -1,0 +1,67 @@
+"""Expand on CPU in compiled code: a custom call of the extension, at the speed of memory.
+
+Written in C++ for each instruction set (kernels/native/, docs/kernels.md); bit for bit equal to `xla.expand`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.custom_batching
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped, UInt32
+
+from endor_jax.arrays import dtype_from_name
+from endor_jax.format.layout import DenseLayout
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.kernels.custom_call import attributes, mapped, target
+from endor_jax.kernels.expand import xla
+
+
+def expand(
+    tensor: SparseTensor,
+    earlier: jax.Array | None = None,
+    *,
+    widened: bool = False,
+    instruction_set: str | None = None,
+) -> Shaped[Array, " *shape"]:
+    """The dense array. See `endor_jax.kernels.expand.api.expand`.
+
+    widened: as float32, exactly, whatever the tensor's own dtype. instruction_set: one of
+    `native.instruction_sets()`, the best by default. Raises UnsupportedError where the extension was not
+    built, or for an instruction set the processor lacks.
+    """
+    layout = tensor.layout
+    if isinstance(layout, DenseLayout):  # its own bytes: nothing to expand
+        stored = xla.expand(tensor, earlier)
+        return stored.astype(jnp.float32) if widened else stored
+    dtype = jnp.dtype("float32") if widened else dtype_from_name(layout.dtype)
+    parts = len(tensor.parts)
+    call = jax.ffi.ffi_call(target("endor_expand"), jax.ShapeDtypeStruct(layout.shape, dtype))
+    described = attributes(layout, parts=parts, instruction_set=instruction_set)
+
+    @jax.custom_batching.custom_vmap
+    def expanded(*arrays: UInt32[Array, "..."]) -> Shaped[Array, " *shape"]:
+        # A call waits for all its arguments, also for one that it does not look at.
+        return call(*arrays, **described)
+
+    @expanded.def_vmap
+    def _(
+        size: int, batched: Sequence[bool], *arrays: UInt32[Array, "..."]
+    ) -> tuple[Shaped[Array, "..."], bool]:
+        del size
+        if any(batched[:parts]):
+            return mapped(expanded, batched, *arrays), True
+        return expanded(*arrays[:parts], *(bits[0] for bits in arrays[parts:])), False
+
+    return expanded(*(jnp.asarray(words) for words in tensor.parts), *_first_bits(earlier))
+
+
+def _first_bits(earlier: jax.Array | None) -> tuple[UInt32[Array, ""], ...]:
+    """An integer that is known when `earlier` is: through integers no gradient flows. None for nothing."""
+    if earlier is None or earlier.size == 0:
+        return ()
+    first = lax.slice(earlier, (0,) * earlier.ndim, (1,) * earlier.ndim).reshape(())
+    return (lax.bitcast_convert_type(lax.stop_gradient(first).astype(jnp.float32), jnp.uint32),)
