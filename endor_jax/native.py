@@ -40,6 +40,40 @@ class Matrix(ctypes.Structure):
     ]
 
 
+class Dense(ctypes.Structure):
+    """`EndorDense` in kernels/native/c_api.h."""
+
+    _fields_ = [
+        ("number", ctypes.c_int32),
+        ("field_bits", ctypes.c_int32),
+        ("packed", ctypes.c_int32),
+        ("has_bitmap", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("bits", ctypes.c_void_p),
+    ]
+
+
+class Counts(ctypes.Structure):
+    """`EndorCounts` in kernels/native/c_api.h."""
+
+    _fields_ = [("fields", ctypes.c_int64), ("escapes", ctypes.c_int64), ("nonzero", ctypes.c_int64)]
+
+
+class Pieces(ctypes.Structure):
+    """`EndorPieces` in kernels/native/c_api.h."""
+
+    _fields_ = [
+        ("bases", ctypes.c_void_p),
+        ("bitmap", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+        ("stream_words", ctypes.c_int64),
+        ("escape_index", ctypes.c_void_p),
+        ("escape_bits", ctypes.c_void_p),
+        ("escapes", ctypes.c_int64),
+    ]
+
+
 def path() -> Path:
     """Where the library is, if it was built."""
     return Path(__file__).with_name(LIBRARY)
@@ -63,7 +97,7 @@ def library() -> ctypes.CDLL:
         )
     loaded = ctypes.CDLL(str(path()))
     loaded.endor_instruction_sets.restype = ctypes.c_char_p
-    for name in ("endor_expand", "endor_multiply"):
+    for name in ("endor_expand", "endor_multiply", "endor_count_fields", "endor_write_fields"):
         getattr(loaded, name).restype = ctypes.c_char_p
     loaded.endor_expand.argtypes = [
         ctypes.POINTER(Matrix),
@@ -80,6 +114,14 @@ def library() -> ctypes.CDLL:
         ctypes.c_int32,
         ctypes.c_void_p,
     ]
+    loaded.endor_count_fields.argtypes = [
+        ctypes.POINTER(Dense),
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.POINTER(Counts),
+    ]
+    loaded.endor_write_fields.argtypes = [ctypes.POINTER(Dense), ctypes.c_char_p, ctypes.POINTER(Pieces)]
     return loaded
 
 

@@ -2,7 +2,8 @@
 
 Two steps: `encode_matrix` turns the bits of one matrix into its pieces (bitmap, field counts, bases, stream,
 escapes), a cache-sized block of rows at a time; `encode_record` lays the pieces of all tensors of a layer out
-in its parts (docs/format.md, "Part").
+in its parts (docs/format.md, "Part"). The first step is the compiled extension's where it was built
+(`encode_native.py`): the bytes are the same.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from endor_jax import native
 from endor_jax.arrays import FloatFormat, bits_of, round_up
 from endor_jax.errors import UnsupportedError
 from endor_jax.format import bitmap, fields
+from endor_jax.format.encode_native import encode_matrix_natively
+from endor_jax.format.encoded_matrix import EncodedMatrix
 from endor_jax.format.layout import (
     PART_LIMIT_WORDS,
     SEGMENT,
@@ -43,24 +47,6 @@ BLOCK_ELEMENTS = 1 << 16
 """Elements encoded at a time: their temporaries stay in the second-level cache."""
 BLOCK_SEGMENTS = 1 << 12
 """Segments encoded at a time: each has a histogram of 256 counts."""
-
-
-@dataclass(frozen=True)
-class EncodedMatrix:
-    """The pieces of one matrix, before they have a place in a part.
-
-    bitmap: (rows, words_per_row) uint32, None for dense codecs. counts: (rows, segments) fields per segment.
-    bases: (rows, segments) uint8, None for raw. stream: uint32 words of all fields. escape_index: (n,) uint32
-    row-major element indices, ascending. escape_bits: (n,) those elements. nonzero: elements other than +0.0.
-    """
-
-    bitmap: np.ndarray | None
-    counts: np.ndarray
-    bases: np.ndarray | None
-    stream: np.ndarray
-    escape_index: np.ndarray
-    escape_bits: np.ndarray
-    nonzero: int
 
 
 def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> EncodedMatrix:
@@ -199,12 +185,13 @@ def encode_part(layout: RecordLayout, arrays: Mapping[str, np.ndarray], part: in
 
 def _encode_share(bits: np.ndarray, layout: FieldLayout) -> EncodedMatrix:
     """Encodes one part's rows; missing rows at the end become rows without fields (never expanded)."""
+    encode = encode_matrix_natively if native.available() else encode_matrix
     missing = layout.rows - bits.shape[0]
     if missing == layout.rows:
         bits, missing = np.zeros((1, layout.columns), bits.dtype), missing - 1
-        encoded = encode_matrix(bits, Codec("raw"), layout.number)
+        encoded = encode(bits, Codec("raw"), layout.number)
     else:
-        encoded = encode_matrix(bits, layout.codec, layout.number)
+        encoded = encode(bits, layout.codec, layout.number)
 
     def extend(piece: np.ndarray | None) -> np.ndarray | None:
         return piece if piece is None else np.pad(piece, ((0, missing), (0, 0)))

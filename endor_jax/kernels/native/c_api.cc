@@ -2,6 +2,7 @@
 
 #include "c_api.h"
 
+#include "encode.h"
 #include "instruction_sets.h"
 #include "operations.h"
 
@@ -20,7 +21,19 @@ Matrix matrix_of(const EndorMatrix* described) {
   return matrix;
 }
 
+DenseMatrix dense_matrix_of(const EndorDense* described) {
+  Layout layout = {};
+  layout.number = static_cast<Number>(described->number);
+  layout.field_bits = described->field_bits;
+  layout.rows = described->rows;
+  layout.columns = described->columns;
+  layout.bitmap = described->has_bitmap ? 0 : -1;
+  layout.bases = described->packed ? 0 : -1;
+  return {layout, static_cast<const uint8_t*>(described->bits)};
+}
+
 constexpr const char* kNoSuchSet = "this processor has no instruction set of that name";
+constexpr const char* kNoSuchEncoder = "no encoder of that name runs on this processor";
 
 }  // namespace
 }  // namespace endor
@@ -42,5 +55,25 @@ const char* endor_multiply(const EndorMatrix* described, const char* instruction
   return endor::multiply(endor::matrix_of(described), *kernels, endor::only_this_thread(),
                          {static_cast<endor::Number>(x_number), x_count, x},
                          {static_cast<endor::Number>(out_number), out});
+}
+
+const char* endor_count_fields(const EndorDense* described, const char* instruction_set, uint8_t* bases,
+                               int64_t* fields, EndorCounts* counts) {
+  const endor::EncodeKernels* kernels = endor::encode_kernels(instruction_set);
+  if (kernels == nullptr) return endor::kNoSuchEncoder;
+  const endor::EncodedCounts counted = kernels->count(endor::dense_matrix_of(described), bases, fields);
+  *counts = {counted.fields, counted.escapes, counted.nonzero};
+  return nullptr;
+}
+
+const char* endor_write_fields(const EndorDense* described, const char* instruction_set,
+                               const EndorPieces* pieces) {
+  const endor::EncodeKernels* kernels = endor::encode_kernels(instruction_set);
+  if (kernels == nullptr) return endor::kNoSuchEncoder;
+  const bool filled = kernels->write(
+      endor::dense_matrix_of(described),
+      {pieces->bases, pieces->bitmap, reinterpret_cast<uint8_t*>(pieces->stream), 4 * pieces->stream_words,
+       pieces->escape_index, static_cast<uint8_t*>(pieces->escape_bits), pieces->escapes});
+  return filled ? nullptr : "the elements are not those that were counted";
 }
 }
