@@ -1,9 +1,9 @@
 // AVX2 with FMA and F16C (Haswell, Zen and later): 16 columns of 16 bits, or 8 of 32, at a time.
 //
 // There is no instruction that moves consecutive elements to the columns whose bits are set; a table of byte
-// shuffles serves 8 columns. The fields of a packed segment are first decoded into a buffer in the first-level
-// cache, where they lie as those of `raw` do in the part: in the stream a group of fields would begin at
-// another bit each time, in the buffer it begins at a byte.
+// shuffles serves 8 columns. A segment goes through buffers in the first-level cache: its fields are decoded,
+// then moved to their columns, then copied, widened or multiplied. In the stream the fields of some columns
+// begin at another bit each time, in the buffer their elements begin at a byte; and no loop waits for another.
 
 #if defined(__x86_64__)
 
@@ -48,7 +48,12 @@ inline __m256i load_halves(const uint8_t* low, const uint8_t* high) {
 
 inline __m256i load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
-inline __m256 load_input(const uint8_t* from) { return _mm256_load_ps(reinterpret_cast<const float*>(from)); }
+inline void store(uint8_t* to, __m256i value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
+
+// The elements of a segment, and room for two vectors behind the last.
+struct alignas(64) Buffer {
+  uint8_t bytes[4 * kSegment + 64];
+};
 
 struct Avx2 {
   template <class F>
@@ -92,15 +97,15 @@ class Avx2::Decoder {
     }
   }
 
-  // Calls `use(i, elements)` for each group of kColumns fields with at least one of the segment's first `count`.
-  template <class Use>
-  void decode(const Segment& segment, int64_t count, Use use) const {
+  // Calls `put(i, elements)` for each group of kColumns fields with at least one of the segment's first `count`.
+  template <class Put>
+  void decode(const Segment& segment, int64_t count, Put put) const {
     if constexpr (kBytes == 2) {
       // The lowest bits of a field are in the byte below its two: of fields of 9 bits never, of fields of 10
       // never either, because they begin at even bits.
-      width_ <= 10 ? decode16<false>(segment, count, use) : decode16<true>(segment, count, use);
+      width_ <= 10 ? decode16<false>(segment, count, put) : decode16<true>(segment, count, put);
     } else {
-      decode32(segment, count, use);
+      decode32(segment, count, put);
     }
   }
 
@@ -111,8 +116,8 @@ class Avx2::Decoder {
 
   static __m256i table(const uint8_t* low, const uint8_t* high) { return load_halves(low, high); }
 
-  template <bool kThreeBytes, class Use>
-  void decode16(const Segment& segment, int64_t count, Use use) const {
+  template <bool kThreeBytes, class Put>
+  void decode16(const Segment& segment, int64_t count, Put put) const {
     const FieldLanes<2>& lanes = lanes_[segment.position & 7];
     const __m256i top = table(lanes.top, lanes.top), below = table(lanes.below, lanes.below);
     // A multiplication shifts each lane by its own distance.
@@ -122,19 +127,22 @@ class Avx2::Decoder {
         _mm256_and_si256(_mm256_shuffle_epi8(powers, table(lanes.shift, lanes.shift)), low_byte);
     const __m256i base = all(segment.base);
     const uint8_t* from = segment.bytes + (segment.position >> 3);
+    const int64_t width = width_;
+    const __m256i keep = keep_;
+    const __m128i down = down_;
     for (int64_t i = 0; i < count; i += 16) {
-      const __m256i loaded = load_halves(from, from + width_);
+      const __m256i loaded = load_halves(from, from + width);
       __m256i field = _mm256_mullo_epi16(_mm256_shuffle_epi8(loaded, top), factors);
       if (kThreeBytes) {
         field = _mm256_or_si256(field, _mm256_mulhi_epu16(_mm256_shuffle_epi8(loaded, below), factors));
       }
-      use(i, _mm256_add_epi16(_mm256_and_si256(_mm256_sra_epi16(field, down_), keep_), base));
-      from += 2 * width_;
+      put(i, _mm256_add_epi16(_mm256_and_si256(_mm256_sra_epi16(field, down), keep), base));
+      from += 2 * width;
     }
   }
 
-  template <class Use>
-  void decode32(const Segment& segment, int64_t count, Use use) const {
+  template <class Put>
+  void decode32(const Segment& segment, int64_t count, Put put) const {
     const uint64_t second = (segment.position & 7) + 4 * width_;  // bit of the fifth field
     const FieldLanes<4>&low = lanes_[segment.position & 7], &high = lanes_[second & 7];
     const __m256i top = table(low.top, high.top), below = table(low.below, high.below);
@@ -142,13 +150,16 @@ class Avx2::Decoder {
     const __m256i base = all(segment.base);
     const int64_t half = static_cast<int64_t>(second >> 3);
     const uint8_t* from = segment.bytes + (segment.position >> 3);
+    const int64_t width = width_;
+    const __m256i keep = keep_;
+    const __m128i down = down_;
     for (int64_t i = 0; i < count; i += 8) {
       const __m256i tops =
           _mm256_shuffle_epi8(load_halves(from + low.top_from, from + half + high.top_from), top);
       const __m256i belows = _mm256_shuffle_epi8(load_halves(from, from + half), below);
       const __m256i field = _mm256_or_si256(_mm256_sllv_epi32(tops, up), _mm256_srlv_epi32(belows, rest));
-      use(i, _mm256_add_epi32(_mm256_and_si256(_mm256_sra_epi32(field, down_), keep_), base));
-      from += width_;
+      put(i, _mm256_add_epi32(_mm256_and_si256(_mm256_sra_epi32(field, down), keep), base));
+      from += width;
     }
   }
 
@@ -158,142 +169,94 @@ class Avx2::Decoder {
   __m256i keep_;
 };
 
-// The bits of the segment's columns from `column`, a multiple of 32, on.
-inline uint32_t bitmap_word(const Segment& segment, int64_t column) {
-  const int64_t left = segment.columns - column;
-  const uint32_t word = segment.bitmap[column / 32];
-  return left >= 32 ? word : word & ((1u << left) - 1);
+// The bits of the segment's last columns, which do not fill a word.
+inline uint32_t last_word(const Segment& segment) {
+  return segment.bitmap[segment.columns / 32] & ((1u << segment.columns % 32) - 1);
 }
 
 inline int64_t stored_fields(const Segment& segment) {
   int64_t count = 0;
-  for (int64_t column = 0; column < segment.columns; column += 32) {
-    count += __builtin_popcount(bitmap_word(segment, column));
-  }
-  return count;
-}
-
-// The next elements for the columns of a vector whose bits are set, zeros for the others; `from` moves on.
-template <int kBytes>
-inline __m256i spread(const uint8_t*& from, uint32_t bits) {
-  if constexpr (kBytes == 2) {
-    const uint32_t first = bits & 0xff, second = bits >> 8 & 0xff;
-    const uint8_t* const next = from + 2 * __builtin_popcount(first);
-    const __m256i elements =
-        _mm256_shuffle_epi8(load_halves(from, next), load_halves(kSpread16.of[first], kSpread16.of[second]));
-    from = next + 2 * __builtin_popcount(second);
-    return elements;
-  } else {
-    const uint32_t byte = bits & 0xff;
-    const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSpread32.of[byte])));
-    const __m256i elements = _mm256_permutevar8x32_epi32(load(from), index);
-    from += 4 * __builtin_popcount(byte);
-    return _mm256_andnot_si256(_mm256_srai_epi32(index, 31), elements);
-  }
-}
-
-// The number of its column in each lane of a vector.
-template <int kBytes>
-inline __m256i lane_numbers() {
-  return kBytes == 2 ? _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-                     : _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-}
-
-template <int kBytes>
-inline __m256i all_lanes(int64_t value) {
-  return kBytes == 2 ? _mm256_set1_epi16(static_cast<short>(value)) : _mm256_set1_epi32(static_cast<int>(value));
-}
-
-// The first `count` elements, and zeros.
-template <int kBytes>
-inline __m256i first_elements(__m256i elements, int64_t count) {
-  const __m256i end = all_lanes<kBytes>(count), lanes = lane_numbers<kBytes>();
-  return _mm256_and_si256(elements, kBytes == 2 ? _mm256_cmpgt_epi16(end, lanes) : _mm256_cmpgt_epi32(end, lanes));
-}
-
-// Puts a segment's escapes in the place of its elements, vector after vector.
-template <class F>
-class EscapePlaces {
- public:
-  static constexpr int kBytes = Avx2::Decoder<F>::kBytes, kColumns = Avx2::Decoder<F>::kColumns;
-
-  explicit EscapePlaces(const Segment& segment) : segment_(segment) { find(); }
-
-  __m256i put(int64_t column, __m256i elements) {
-    while (place_ < column + kColumns) {
-      const __m256i lane = all_lanes<kBytes>((place_ - column) % kColumns), lanes = lane_numbers<kBytes>();
-      const __m256i here = kBytes == 2 ? _mm256_cmpeq_epi16(lanes, lane) : _mm256_cmpeq_epi32(lanes, lane);
-      const uint32_t bits = escape_bits(segment_.escapes, next_++, F::kNumber);
-      elements = _mm256_blendv_epi8(elements, all_lanes<kBytes>(bits), here);
-      find();
-    }
-    return elements;
-  }
-
- private:
-  void find() {
-    place_ = next_ < segment_.escapes.count ? segment_.escapes.index[next_] - segment_.first_index : 2 * kSegment;
-  }
-
-  const Segment& segment_;
-  int64_t next_ = 0, place_;  // an escape, and its column
-};
-
-// Calls `use(column, elements)` for every vector of a segment, with zeros where nothing is stored.
-template <class F, class Use>
-inline void each_of_bitmap(const Avx2::Decoder<F>& decoder, const Segment& segment, Use use) {
-  constexpr int kBytes = Avx2::Decoder<F>::kBytes, kColumns = Avx2::Decoder<F>::kColumns;
-  // Whole vectors are written to the buffer and read from it.
-  alignas(64) uint8_t buffer[F::kPacked ? kSegment * kBytes + 64 : 64];
-  const uint8_t* from = segment.bytes + (segment.position >> 3);
-  if constexpr (F::kPacked) {
-    decoder.decode(segment, stored_fields(segment), [&](int64_t i, __m256i elements) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(buffer + kBytes * i), elements);
-    });
-    from = buffer;
-  }
-  const auto word_at = [&](int64_t column, uint32_t word, int64_t end) {
-    for (int64_t c = column; c < end; c += kColumns) {
-      use(c, spread<kBytes>(from, word));
-      word >>= kColumns;
-    }
-  };
   int64_t column = 0;
-  for (; column + 32 <= segment.columns; column += 32) word_at(column, segment.bitmap[column / 32], column + 32);
-  if (column < segment.columns) word_at(column, bitmap_word(segment, column), segment.columns);
+  for (; column + 64 <= segment.columns; column += 64) {
+    uint64_t words;
+    std::memcpy(&words, segment.bitmap + column / 32, 8);
+    count += __builtin_popcountll(words);
+  }
+  if (column + 32 <= segment.columns) count += __builtin_popcount(segment.bitmap[column / 32]);
+  return segment.columns % 32 == 0 ? count : count + __builtin_popcount(last_word(segment));
 }
 
-// The same without a bitmap.
-template <class F, class Use>
-inline void each_of_all(const Avx2::Decoder<F>& decoder, const Segment& segment, Use use) {
-  constexpr int kBytes = Avx2::Decoder<F>::kBytes, kColumns = Avx2::Decoder<F>::kColumns;
-  const auto use_present = [&](int64_t column, __m256i elements) {
-    const int64_t left = segment.columns - column;
-    use(column, left < kColumns ? first_elements<kBytes>(elements, left) : elements);
-  };
-  if constexpr (F::kPacked) {
-    decoder.decode(segment, segment.columns, use_present);
+inline __m256i spread16(const uint8_t* first, const uint8_t* second, uint32_t bits) {
+  return _mm256_shuffle_epi8(load_halves(first, second),
+                             load_halves(kSpread16.of[bits & 0xff], kSpread16.of[bits >> 8 & 0xff]));
+}
+
+inline __m256i spread32(const uint8_t* from, uint32_t bits) {
+  const auto* row = reinterpret_cast<const __m128i*>(kSpread32.of[bits & 0xff]);
+  const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(row));
+  return _mm256_andnot_si256(_mm256_srai_epi32(index, 31), _mm256_permutevar8x32_epi32(load(from), index));
+}
+
+// Behind as many elements as bits are set (in 64 bits, which saves conversions).
+template <int kBytes>
+inline const uint8_t* after(const uint8_t* elements, uint64_t bits) {
+  return elements + static_cast<uint64_t>(kBytes) * static_cast<uint64_t>(__builtin_popcountll(bits));
+}
+
+// Moves elements to those of 32 columns whose bits are set; `put` gets vectors, zeros where nothing is stored.
+// Returns where the next elements are.
+template <int kBytes, class Put>
+inline const uint8_t* spread(const uint8_t* from, uint32_t word, int64_t column, Put put) {
+  // Each byte's elements are found from the word, not from the byte before: nothing waits.
+  const uint8_t* const second = after<kBytes>(from, word & 0xff);
+  const uint8_t* const third = after<kBytes>(from, word & 0xffff);
+  const uint8_t* const fourth = after<kBytes>(from, word & 0xffffff);
+  if constexpr (kBytes == 2) {
+    put(column, spread16(from, second, word));
+    put(column + 16, spread16(third, fourth, word >> 16));
   } else {
-    const uint8_t* const from = segment.bytes + (segment.position >> 3);
-    for (int64_t c = 0; c < segment.columns; c += kColumns) use_present(c, load(from + kBytes * c));
+    put(column, spread32(from, word));
+    put(column + 8, spread32(second, word >> 8));
+    put(column + 16, spread32(third, word >> 16));
+    put(column + 24, spread32(fourth, word >> 24));
+  }
+  return after<kBytes>(from, word);
+}
+
+// Calls `put(column, elements)` for every vector of a segment, up to a multiple of 32 columns with a bitmap, with
+// zeros where nothing is stored. Without a bitmap there is anything behind the last column.
+template <class F, class Put>
+inline void each_vector(const Avx2::Decoder<F> decoder, const Segment segment, Put put) {
+  constexpr int kBytes = Avx2::Decoder<F>::kBytes, kColumns = Avx2::Decoder<F>::kColumns;
+  const uint8_t* from = segment.bytes + (segment.position >> 3);
+  if constexpr (F::kBitmap) {
+    Buffer stored;
+    if constexpr (F::kPacked) {
+      decoder.decode(segment, stored_fields(segment),
+                     [&](int64_t i, __m256i elements) { store(stored.bytes + kBytes * i, elements); });
+      from = stored.bytes;
+    }
+    const int64_t whole = segment.columns / 32 * 32;
+    for (int64_t c = 0; c < whole; c += 32) from = spread<kBytes>(from, segment.bitmap[c / 32], c, put);
+    if (whole < segment.columns) spread<kBytes>(from, last_word(segment), whole, put);
+  } else if constexpr (F::kPacked) {
+    decoder.decode(segment, segment.columns, put);
+  } else {
+    for (int64_t c = 0; c < segment.columns; c += kColumns) put(c, load(from + kBytes * c));
   }
 }
 
-// Either, with the escapes in their places.
-template <class F, class Use>
-inline void each(const Avx2::Decoder<F>& decoder, const Segment& segment, Use use) {
-  const auto each_vector = [&](auto use_vector) {
-    if constexpr (F::kBitmap) {
-      each_of_bitmap(decoder, segment, use_vector);
-    } else {
-      each_of_all(decoder, segment, use_vector);
-    }
-  };
-  if (F::kPacked && segment.escapes.count > 0) {
-    EscapePlaces<F> escapes(segment);
-    each_vector([&](int64_t column, __m256i elements) { use(column, escapes.put(column, elements)); });
-  } else {
-    each_vector(use);
+// A segment's elements in the order of columns, the escapes among them, and 64 bytes of zeros behind them.
+template <class F>
+inline void fill(Buffer& buffer, const Avx2::Decoder<F>& decoder, const Segment& segment) {
+  constexpr int kBytes = Avx2::Decoder<F>::kBytes;
+  each_vector(decoder, segment, [&](int64_t c, __m256i elements) { store(buffer.bytes + kBytes * c, elements); });
+  uint8_t* const end = buffer.bytes + kBytes * segment.columns;
+  store(end, _mm256_setzero_si256());
+  store(end + 32, _mm256_setzero_si256());
+  for (int64_t i = 0; i < segment.escapes.count; ++i) {
+    const uint32_t bits = escape_bits(segment.escapes, i, F::kNumber);
+    std::memcpy(buffer.bytes + kBytes * (segment.escapes.index[i] - segment.first_index), &bits, kBytes);
   }
 }
 
@@ -310,30 +273,97 @@ inline __m256i widen8(__m128i elements) {
   return _mm256_andnot_si256(_mm256_and_si256(quiet, _mm256_castps_si256(nan)), _mm256_castps_si256(values));
 }
 
+// Writes a vector to memory, past the caches where that is wanted: then `to` is aligned.
+template <bool kStream>
+inline void write(uint8_t* to, __m256i value) {
+  if constexpr (kStream) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), value);
+  } else {
+    store(to, value);
+  }
+}
+
+// Writes the bytes of a vector that are among the first `left`.
+template <bool kStream>
+inline void write_first(uint8_t* to, int64_t left, __m256i value) {
+  if (left >= 32) return write<kStream>(to, value);
+  alignas(32) uint8_t bytes[32];
+  store(bytes, value);
+  std::memcpy(to, bytes, left);
+}
+
+template <bool kStream, class F>
+void expand_segment(const Avx2::Decoder<F>& decoder, const Segment& segment, uint8_t* out, bool widened) {
+  constexpr int kBytes = Avx2::Decoder<F>::kBytes;
+  widened = widened && kBytes == 2;
+  if (!widened && segment.columns % 32 == 0 && segment.escapes.count == 0) {
+    each_vector(decoder, segment, [&](int64_t c, __m256i elements) { write<kStream>(out + kBytes * c, elements); });
+    return;
+  }
+  Buffer buffer;
+  fill(buffer, decoder, segment);
+  const int64_t end = (widened ? 4 : kBytes) * segment.columns;
+  for (int64_t byte = 0; byte < end; byte += 32) {
+    __m256i elements;
+    if constexpr (kBytes == 2) {
+      const auto* half = reinterpret_cast<const __m128i*>(buffer.bytes + byte / 2);
+      elements = widened ? widen8<F::kNumber>(_mm_load_si128(half)) : load(buffer.bytes + byte);
+    } else {
+      elements = load(buffer.bytes + byte);
+    }
+    write_first<kStream>(out + byte, end - byte, elements);
+  }
+}
+
 template <class F>
 void Avx2::expand(const Decoder<F>& decoder, const Segment& segment, uint8_t* out, bool widened, bool streaming) {
-  constexpr int kBytes = Decoder<F>::kBytes;
-  const bool stream = streaming && reinterpret_cast<uintptr_t>(out) % 32 == 0;
-  const auto put = [&](int64_t column, int bytes, __m256i value) {
-    uint8_t* const to = out + bytes * column;
-    const int64_t left = bytes * (segment.columns - column);
-    if (left < 32) {
-      alignas(32) uint8_t rest[32];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(rest), value);
-      if (left > 0) std::memcpy(to, rest, left);
-    } else if (stream) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), value);
+  if (streaming && reinterpret_cast<uintptr_t>(out) % 32 == 0) {
+    expand_segment<true>(decoder, segment, out, widened);
+  } else {
+    expand_segment<false>(decoder, segment, out, widened);
+  }
+}
+
+// The float32 values of the elements of 64 bytes, bfloat16 in the order of kFloat32EvenOdd.
+template <Number kNumber, int kVectors>
+inline void widen_step(const uint8_t* elements, __m256 (&weights)[kVectors]) {
+  for (int v = 0; v < kVectors; ++v) {
+    if constexpr (kNumber == Number::kBFloat16) {
+      const __m256i pairs = load(elements + v % 2 * 32);
+      weights[v] = _mm256_castsi256_ps(v < 2 ? _mm256_slli_epi32(pairs, 16) : _mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+    } else if constexpr (kNumber == Number::kFloat16) {
+      weights[v] = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(elements + 16 * v)));
     } else {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
+      weights[v] = _mm256_castsi256_ps(load(elements + 32 * v));
     }
-  };
-  if (!widened || kBytes == 4) {
-    each(decoder, segment, [&](int64_t column, __m256i elements) { put(column, kBytes, elements); });
-  } else if constexpr (kBytes == 2) {
-    each(decoder, segment, [&](int64_t column, __m256i elements) {
-      put(column, 4, widen8<F::kNumber>(_mm256_castsi256_si128(elements)));
-      put(column + 8, 4, widen8<F::kNumber>(_mm256_extracti128_si256(elements, 1)));
-    });
+  }
+}
+
+// sums[i] += elements · x[i], in lanes; the order of additions depends on the number format and n only.
+template <Number kNumber, int n>
+inline void multiply(const Buffer& buffer, int64_t columns, const uint8_t* const* x, __m256* sums) {
+  constexpr int kBytes = element_bytes(kNumber), kColumns = kBytes == 2 ? 32 : 16;  // of a step
+  // An addition waits for the one before it, so there are several chains of them.
+  constexpr int kVectors = kColumns / 8, kChains = n <= 2 ? kVectors : n <= 4 ? 2 : 1;
+  __m256 chains[n][kChains];
+  for (int i = 0; i < n; ++i) {
+    chains[i][0] = sums[i];
+    for (int k = 1; k < kChains; ++k) chains[i][k] = _mm256_setzero_ps();
+  }
+  for (int64_t column = 0; column < columns; column += kColumns) {
+    __m256 weights[kVectors];
+    widen_step<kNumber>(buffer.bytes + kBytes * column, weights);
+    for (int i = 0; i < n; ++i) {
+      const auto* input = reinterpret_cast<const float*>(x[i]) + column;
+      for (int v = 0; v < kVectors; ++v) {
+        __m256& sum = chains[i][v % kChains];
+        sum = _mm256_fmadd_ps(weights[v], _mm256_load_ps(input + 8 * v), sum);
+      }
+    }
+  }
+  for (int i = 0; i < n; ++i) {
+    for (int k = 1; k < kChains; ++k) chains[i][0] = _mm256_add_ps(chains[i][0], chains[i][k]);
+    sums[i] = chains[i][0];
   }
 }
 
@@ -342,56 +372,27 @@ template <class F, InputFormat kInputs, int n>
 class Avx2::Sums {
  public:
   Sums() {
-    for (auto& chains : sums_) {
-      for (__m256& sum : chains) sum = _mm256_setzero_ps();
-    }
+    for (__m256& sum : sums_) sum = _mm256_setzero_ps();
   }
 
   void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
-    each(decoder, segment, [&](int64_t column, __m256i elements) { multiply(column, elements, x); });
+    Buffer buffer;
+    fill(buffer, decoder, segment);
+    for (int i = 0; i < n; i += kAtOnce) multiply<F::kNumber, kAtOnce>(buffer, segment.columns, x + i, sums_ + i);
   }
 
   void store(float (&sums)[n]) const {
     for (int i = 0; i < n; ++i) {
-      __m256 sum = sums_[i][0];
-      for (int chain = 1; chain < kChains; ++chain) sum = _mm256_add_ps(sum, sums_[i][chain]);
-      __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+      __m128 half = _mm_add_ps(_mm256_castps256_ps128(sums_[i]), _mm256_extractf128_ps(sums_[i], 1));
       half = _mm_add_ps(half, _mm_movehl_ps(half, half));
       sums[i] = _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
     }
   }
 
  private:
-  // With few inputs the two halves of a vector have sums of their own: an addition waits for the one before.
-  static constexpr int kChains = F::kNumber != Number::kFloat32 && n <= 4 ? 2 : 1;
+  static constexpr int kAtOnce = n < 8 ? n : 8;  // of whose sums each has a register
 
-  void multiply(int64_t column, __m256i elements, const uint8_t* const (&x)[n]) {
-    if constexpr (F::kNumber == Number::kFloat32) {
-      for (int i = 0; i < n; ++i) multiply(i, 0, elements, x[i] + 4 * column);
-    } else if constexpr (kInputs == InputFormat::kFloat32EvenOdd) {
-      const __m256i even = _mm256_slli_epi32(elements, 16);
-      const __m256i odd = _mm256_and_si256(elements, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
-      const int64_t place = 4 * (column / 32 * 32) + 2 * (column % 32);
-      for (int i = 0; i < n; ++i) {
-        multiply(i, 0, even, x[i] + place);
-        multiply(i, kChains - 1, odd, x[i] + place + 64);
-      }
-    } else {
-      const __m256i low = _mm256_castps_si256(_mm256_cvtph_ps(_mm256_castsi256_si128(elements)));
-      const __m256i high = _mm256_castps_si256(_mm256_cvtph_ps(_mm256_extracti128_si256(elements, 1)));
-      for (int i = 0; i < n; ++i) {
-        multiply(i, 0, low, x[i] + 4 * column);
-        multiply(i, kChains - 1, high, x[i] + 4 * column + 32);
-      }
-    }
-  }
-
-  void multiply(int i, int chain, __m256i elements, const uint8_t* input) {
-    __m256& sum = sums_[i][chain];
-    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(elements), load_input(input), sum);
-  }
-
-  __m256 sums_[n][kChains];
+  __m256 sums_[n];
 };
 
 InputFormat input_format(Number weights, Number) {
