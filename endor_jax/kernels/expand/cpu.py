@@ -43,14 +43,14 @@ def expand(
     described = attributes(layout, parts=parts, instruction_set=instruction_set)
 
     @jax.custom_batching.custom_vmap
-    def expanded(*arrays: UInt32[Array, "..."]) -> Shaped[Array, " *shape"]:
+    def expanded(*arrays: UInt32[Array, " ..."]) -> Shaped[Array, " *shape"]:
         # A call waits for all its arguments, also for one that it does not look at.
         return call(*arrays, **described)
 
     @expanded.def_vmap
     def _(
-        size: int, batched: Sequence[bool], *arrays: UInt32[Array, "..."]
-    ) -> tuple[Shaped[Array, "..."], bool]:
+        size: int, batched: Sequence[bool], *arrays: UInt32[Array, " ..."]
+    ) -> tuple[Shaped[Array, " ..."], bool]:
         del size
         if any(batched[:parts]):
             return mapped(expanded, batched, *arrays), True

@@ -32,8 +32,9 @@ def linear(
     """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).
 
     Products are summed in float32. On CPU, with few rows of x, the matrix is never expanded (`cpu.fused` says
-    when); elsewhere it is, inside jit only when x is there. The gradient with respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. Raises InvalidInputError
-    unless shapes agree and x is float, UnsupportedError for an implementation the device lacks.
+    when); elsewhere it is, inside jit only when x is there. The gradient with respect to x is
+    g @ expand(tensor): nothing dense is kept for the backward pass. Raises InvalidInputError unless shapes
+    agree and x is float, UnsupportedError for an implementation the device lacks.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InvalidInputError(

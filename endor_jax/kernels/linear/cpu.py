@@ -51,15 +51,15 @@ def linear(
 
     @jax.custom_batching.custom_vmap
     def product(
-        x: Float[Array, "*batch inputs"], *words: UInt32[Array, "_"]
+        x: Float[Array, "*batch inputs"], *words: UInt32[Array, " _"]
     ) -> Float[Array, "*batch outputs"]:
         result = jax.ShapeDtypeStruct((*x.shape[:-1], outputs), output_dtype)
         return jax.ffi.ffi_call(target("endor_linear"), result)(x, *words, **described)
 
     @product.def_vmap
     def _(
-        size: int, batched: Sequence[bool], x: Float[Array, "..."], *words: UInt32[Array, " ..."]
-    ) -> tuple[Float[Array, "..."], bool]:
+        size: int, batched: Sequence[bool], x: Float[Array, " ..."], *words: UInt32[Array, " ..."]
+    ) -> tuple[Float[Array, " ..."], bool]:
         del size
         if any(batched[1:]):
             return mapped(product, batched, x, *words), True

@@ -3,6 +3,7 @@
 #include "encode.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "encode_rows.h"
 
@@ -58,45 +59,49 @@ struct ScalarEncoder {
           stream_end_(pieces.stream + pieces.stream_bytes) {}
 
     void add(const DenseSegment& segment) {
-      uint32_t fields[kSegment + 1];
+      Element fields[kSegment + 1];
       int64_t count = 0;
       const FittingMagnitudes fitting = fitting_magnitudes<F::kNumber>(segment.base, F::kPacked ? window_ : 1);
       const uint32_t base = static_cast<uint32_t>(segment.base) << mantissa_bits(F::kNumber);
       const int sign_down = kTop - (width_ - 1);
       for (int64_t first = 0; first < segment.columns; first += 32) {
         const int64_t here = smaller<int64_t>(32, segment.columns - first);
-        // No branches: which elements are stored is as good as random.
-        uint32_t candidates = 0, stored = 0;
+        // No branches: which elements are stored is as good as random. Bits enter their words on top.
+        uint32_t candidates = ~0u, stored = 0;
         for (int64_t c = 0; c < here; ++c) {
           const uint32_t bits = element<F::kNumber>(segment.bits, first + c), magnitude = bits & kMagnitude;
           const uint32_t candidate = !F::kBitmap || bits != 0;
           const uint32_t fits = F::kPacked ? magnitude - fitting.first < fitting.count : candidate;
           const uint32_t field = F::kPacked ? (magnitude - base) | (bits & ~kMagnitude) >> sign_down : bits;
-          fields[count] = F::kBitmap ? field : field & (0u - fits);
+          fields[count] = static_cast<Element>(F::kBitmap ? field : field & (0u - fits));
           count += F::kBitmap ? fits : 1;
-          candidates |= candidate << c;
-          stored |= fits << c;
+          if (F::kBitmap) candidates = candidates >> 1 | candidate << 31;
+          stored = stored >> 1 | fits << 31;
         }
+        candidates >>= 32 - here;
+        stored >>= 32 - here;
         if (F::kBitmap) segment.bitmap[first / 32] = stored;
         for (uint32_t escaped = candidates & ~stored; escaped != 0; escaped &= escaped - 1) {
           escape(segment, first + __builtin_ctz(escaped));
         }
       }
-      put(fields, count);
+      F::kPacked ? pack(fields, count) : append(fields, count * kBytes);
     }
 
     bool finish() {
-      const uint32_t nothing[32] = {};
-      if (waiting_bits_ > 0) put(nothing, (32 - waiting_bits_ + width_ - 1) / width_);
-      return !overfull_ && stream_ == stream_end_ && escapes_ == pieces_.escapes;
+      if (waiting_bits_ > 0) append(&waiting_, 4);
+      const int64_t room = stream_end_ - stream_;
+      if (!F::kPacked && room < 4) std::memset(stream_, 0, room);
+      return !overfull_ && room < (F::kPacked ? 1 : 4) && escapes_ == pieces_.escapes;
     }
 
    private:
-    static constexpr int kTop = 8 * element_bytes(F::kNumber) - 1;
+    static constexpr int kBytes = element_bytes(F::kNumber);
+    static constexpr int kTop = 8 * kBytes - 1;
     static constexpr uint32_t kMagnitude = (1u << kTop) - 1;
+    using Element = std::conditional_t<kBytes == 4, uint32_t, uint16_t>;
 
     void escape(const DenseSegment& segment, int64_t column) {
-      constexpr int kBytes = element_bytes(F::kNumber);
       if (escapes_ == pieces_.escapes) {
         overfull_ = true;
         return;
@@ -106,27 +111,32 @@ struct ScalarEncoder {
       ++escapes_;
     }
 
-    void put(const uint32_t* fields, int64_t count) {
+    // Joins fields to words.
+    void pack(const Element* fields, int64_t count) {
+      uint32_t words[kSegment + 1];
+      int64_t made = 0;
       uint64_t waiting = waiting_;
       int waiting_bits = waiting_bits_;
-      uint8_t* to = stream_;
       for (int64_t i = 0; i < count; ++i) {
         waiting |= static_cast<uint64_t>(fields[i]) << waiting_bits;
         waiting_bits += width_;
         if (waiting_bits < 32) continue;
-        if (to == stream_end_) {
-          overfull_ = true;
-          break;
-        }
-        const auto word = static_cast<uint32_t>(waiting);
-        std::memcpy(to, &word, 4);
-        to += 4;
+        words[made++] = static_cast<uint32_t>(waiting);
         waiting >>= 32;
         waiting_bits -= 32;
       }
       waiting_ = waiting;
       waiting_bits_ = waiting_bits;
-      stream_ = to;
+      append(words, 4 * made);
+    }
+
+    void append(const void* bytes, int64_t count) {
+      if (stream_end_ - stream_ < count) {
+        overfull_ = true;
+        return;
+      }
+      std::memcpy(stream_, bytes, count);
+      stream_ += count;
     }
 
     EncodedPieces pieces_;

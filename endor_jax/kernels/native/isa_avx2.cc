@@ -340,8 +340,8 @@ inline void widen_step(const uint8_t* elements, __m256 (&weights)[kVectors]) {
 }
 
 // sums[i] += elements · x[i], in lanes; the order of additions depends on the number format and n only.
-template <Number kNumber, int n>
-inline void multiply(const Buffer& buffer, int64_t columns, const uint8_t* const* x, __m256* sums) {
+template <Number kNumber, InputFormat kInputs, int n, int places>
+inline void multiply(const Buffer& buffer, int64_t columns, const uint8_t* x, int first, __m256* sums) {
   constexpr int kBytes = element_bytes(kNumber), kColumns = kBytes == 2 ? 32 : 16;  // of a step
   // An addition waits for the one before it, so there are several chains of them.
   constexpr int kVectors = kColumns / 8, kChains = n <= 2 ? kVectors : n <= 4 ? 2 : 1;
@@ -354,7 +354,7 @@ inline void multiply(const Buffer& buffer, int64_t columns, const uint8_t* const
     __m256 weights[kVectors];
     widen_step<kNumber>(buffer.bytes + kBytes * column, weights);
     for (int i = 0; i < n; ++i) {
-      const auto* input = reinterpret_cast<const float*>(x[i]) + column;
+      const auto* input = reinterpret_cast<const float*>(input_at<kInputs, places>(x, first + i, column));
       for (int v = 0; v < kVectors; ++v) {
         __m256& sum = chains[i][v % kChains];
         sum = _mm256_fmadd_ps(weights[v], _mm256_load_ps(input + 8 * v), sum);
@@ -375,10 +375,12 @@ class Avx2::Sums {
     for (__m256& sum : sums_) sum = _mm256_setzero_ps();
   }
 
-  void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
+  void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* x) {
     Buffer buffer;
     fill(buffer, decoder, segment);
-    for (int i = 0; i < n; i += kAtOnce) multiply<F::kNumber, kAtOnce>(buffer, segment.columns, x + i, sums_ + i);
+    for (int i = 0; i < n; i += kAtOnce) {
+      multiply<F::kNumber, kInputs, kAtOnce, n>(buffer, segment.columns, x, i, sums_ + i);
+    }
   }
 
   void store(float (&sums)[n]) const {

@@ -177,15 +177,43 @@ class Avx512::Decoder {
   __m512i keep_, down_, bytes_, first_half_, second_half_;
 };
 
+// The escapes of a segment where they belong: the elements of their columns, and a bit per column that has one.
+// Rare as they are, a branch for each would be mispredicted, and cost more than the 32 columns around it.
+template <Number kNumber>
+class Overlay {
+ public:
+  explicit Overlay(const Segment& segment) {
+    for (uint32_t& word : here_) word = 0;
+    for (int64_t i = 0; i < segment.escapes.count; ++i) {
+      const uint32_t column = segment.escapes.index[i] - segment.first_index;
+      here_[column / 32] |= 1u << column % 32;
+      std::memcpy(elements_ + column * kBytes, segment.escapes.bits + i * kBytes, kBytes);
+    }
+  }
+
+  // `elements` of the columns from `column` on, with the escapes among them.
+  __m512i over(__m512i elements, int64_t column) const {
+    const uint8_t* from = elements_ + column * kBytes;
+    if constexpr (kBytes == 2) return _mm512_mask_loadu_epi16(elements, here_[column / 32], from);
+    const auto here = static_cast<__mmask16>(here_[column / 32] >> (column % 32));
+    return _mm512_mask_loadu_epi32(elements, here, from);
+  }
+
+ private:
+  static constexpr int kBytes = element_bytes(kNumber);
+
+  alignas(64) uint32_t here_[kSegment / 32];
+  alignas(64) uint8_t elements_[kSegment * kBytes];
+};
+
 // Calls `use(column, elements, present)` for every 32 or 16 columns of a segment: their element bits, with zeros
-// where there is none, and the mask of the columns there are.
-template <class F, bool kEscapes, class Use>
-inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
+// where there is none, and the mask of the columns there are. `finish(elements, column)` has the last word.
+template <class F, class Finish, class Use>
+inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment, Finish finish, Use use) {
   constexpr int kColumns = Avx512::Decoder<F>::kColumns;
   constexpr uint32_t kAll = kColumns == 32 ? ~0u : 0xffffu;
   const __m512i base = decoder.base(segment.base);
   uint64_t position = segment.position;
-  int64_t escape = 0;
   const auto chunk = [&](int64_t column, uint32_t present) {
     __m512i elements = decoder.elements(segment.bytes, position, base);
     if constexpr (F::kBitmap) {
@@ -201,17 +229,7 @@ inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment
                                   : _mm512_maskz_mov_epi32(static_cast<__mmask16>(present), elements);
       }
     }
-    if constexpr (kEscapes) {
-      while (escape < segment.escapes.count) {
-        const uint32_t lane = segment.escapes.index[escape] - segment.first_index - static_cast<uint32_t>(column);
-        if (lane >= kColumns && static_cast<int32_t>(lane) >= 0) break;
-        const uint32_t bits = escape_bits(segment.escapes, escape++, F::kNumber), here = 1u << lane % kColumns;
-        elements = kColumns == 32
-                       ? _mm512_mask_set1_epi16(elements, here, static_cast<short>(bits))
-                       : _mm512_mask_set1_epi32(elements, static_cast<__mmask16>(here), static_cast<int>(bits));
-      }
-    }
-    use(column, elements, present);
+    use(column, finish(elements, column), present);
   };
   int64_t column = 0;
   for (; column + kColumns <= segment.columns; column += kColumns) chunk(column, kAll);
@@ -220,8 +238,13 @@ inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment
 
 template <class F, class Use>
 inline void each(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
-  segment.escapes.count > 0 ? each_chunk<F, true>(decoder, segment, use)
-                            : each_chunk<F, false>(decoder, segment, use);
+  if (segment.escapes.count > 0) {
+    const Overlay<F::kNumber> escapes(segment);
+    const auto finish = [&](__m512i elements, int64_t column) { return escapes.over(elements, column); };
+    each_chunk(decoder, segment, finish, use);
+  } else {
+    each_chunk(decoder, segment, [](__m512i elements, int64_t) { return elements; }, use);
+  }
 }
 
 // The float32 values of 16 elements of 16 bits.
@@ -268,15 +291,15 @@ class Avx512::Sums {
     for (__m512& sum : sums_) sum = _mm512_setzero_ps();
   }
 
-  void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
+  void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* x) {
     each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
       if constexpr (kInputs == InputFormat::kBFloat16) {
         for (int i = 0; i < n; ++i) {
-          const __m512i input = _mm512_load_si512(x[i] + 2 * column);
+          const __m512i input = _mm512_load_si512(input_at<kInputs, n>(x, i, column));
           sums_[i] = _mm512_dpbf16_ps(sums_[i], (__m512bh)elements, (__m512bh)input);
         }
       } else if constexpr (F::kNumber == Number::kFloat32) {
-        for (int i = 0; i < n; ++i) multiply(i, elements, x[i] + 4 * column);
+        for (int i = 0; i < n; ++i) multiply(i, elements, input_at<kInputs, n>(x, i, column));
       } else {
         __m512i first, second;  // even and odd columns, or the lower and the upper half
         if constexpr (F::kNumber == Number::kBFloat16) {
@@ -287,8 +310,8 @@ class Avx512::Sums {
           second = widen16<F::kNumber>(_mm512_extracti64x4_epi64(elements, 1));
         }
         for (int i = 0; i < n; ++i) {
-          multiply(i, first, x[i] + 4 * column);
-          multiply(i, second, x[i] + 4 * column + 64);
+          multiply(i, first, input_at<kInputs, n>(x, i, column));
+          multiply(i, second, input_at<kInputs, n>(x, i, column) + 64);
         }
       }
     });

@@ -64,12 +64,12 @@ struct Scalar {
   template <class F, InputFormat kInputs, int n>
   class Sums {
    public:
-    void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* const (&x)[n]) {
+    void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* x) {
       each(decoder, segment, [&](int64_t column, uint32_t bits) {
         const float weight = float_of_bits(widen(bits, F::kNumber));
         for (int i = 0; i < n; ++i) {
           float input;
-          std::memcpy(&input, x[i] + 4 * column, 4);
+          std::memcpy(&input, input_at<kInputs, n>(x, i, column), 4);
           sums_[i] += weight * input;
         }
       });

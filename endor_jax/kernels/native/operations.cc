@@ -59,28 +59,29 @@ struct Free {
   void operator()(uint8_t* memory) const { std::free(memory); }
 };
 
-// The inputs of a product in the format and with the padding that an instruction set wants, in their own memory.
+// Inputs first, ..., first + count − 1 as an instruction set wants them, in their own memory.
 class PreparedInputs {
  public:
-  PreparedInputs(const Vectors& x, int64_t columns, InputFormat format) {
-    const int64_t padded = (columns + 31) / 32 * 32;
-    row_bytes_ = padded * (format == InputFormat::kBFloat16 ? 2 : 4);
-    row_bytes_ = (row_bytes_ + kAlignment - 1) / kAlignment * kAlignment;
-    format_ = format;
-    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, x.count * row_bytes_)));
-    std::memset(memory_.get(), 0, x.count * row_bytes_);
-    for (int64_t i = 0; i < x.count; ++i) {
-      const auto* from = static_cast<const uint8_t*>(x.data) + i * columns * element_bytes(x.number);
-      fill(memory_.get() + i * row_bytes_, from, x.number, columns);
+  PreparedInputs(const Vectors& x, int64_t columns, InputFormat format, int64_t first, int64_t count)
+      : format_(format), count_(count), places_(places_for(count)) {
+    const int64_t bytes = (columns + 31) / 32 * 32 * places_ * input_bytes(format);
+    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment)));
+    std::memset(memory_.get(), 0, bytes);
+    const int64_t row_bytes = columns * element_bytes(x.number);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto* row = static_cast<const uint8_t*>(x.data) + (first + i) * row_bytes;
+      for (int64_t column = 0; column < columns; column += 32) {
+        uint8_t* to = memory_.get() + (column * places_ + i * 32) * input_bytes(format);
+        put(to, row + column * element_bytes(x.number), x.number, std::min<int64_t>(32, columns - column));
+      }
     }
   }
 
-  Inputs inputs(int64_t first, int64_t count) const {
-    return {format_, memory_.get() + first * row_bytes_, row_bytes_, count};
-  }
+  Inputs inputs() const { return {format_, memory_.get(), count_}; }
 
  private:
-  void fill(uint8_t* to, const uint8_t* from, Number number, int64_t columns) const {
+  // At most 32 columns.
+  void put(uint8_t* to, const uint8_t* from, Number number, int64_t columns) const {
     if (format_ == InputFormat::kBFloat16) {
       std::memcpy(to, from, 2 * columns);
       return;
@@ -89,14 +90,13 @@ class PreparedInputs {
     for (int64_t c = 0; c < columns; ++c) {
       uint32_t bits = 0;
       std::memcpy(&bits, from + c * element_bytes(number), element_bytes(number));
-      const bool interleaved = format_ == InputFormat::kFloat32EvenOdd;
-      const int64_t place = interleaved ? c / 32 * 32 + (c % 2) * 16 + c % 32 / 2 : c;
-      values[place] = float_of_bits(widen(bits, number));
+      values[format_ == InputFormat::kFloat32EvenOdd ? c % 2 * 16 + c / 2 : c] = float_of_bits(widen(bits, number));
     }
   }
 
   InputFormat format_;
-  int64_t row_bytes_;
+  int64_t count_;
+  int places_;
   std::unique_ptr<uint8_t, Free> memory_;
 };
 
@@ -140,21 +140,22 @@ const char* multiply(const Matrix& matrix, const RowKernels& kernels, const Work
   if (const char* wrong = problem(matrix)) return wrong;
   const Layout& layout = matrix.layout;
   if (x.count == 0) return nullptr;
-  const PreparedInputs prepared(x, layout.columns, kernels.input_format(layout.number, x.number));
-  run(workers, blocks_of(matrix, workers.threads), [&](const Block& block) {
-    const PartView part(layout, matrix.parts[block.part].words, matrix.parts[block.part].count);
-    const int64_t rows = block.last - block.first, row = block.part * layout.rows + block.first;
-    std::vector<float> sums(rows * std::min<int64_t>(x.count, kMostInputs));
-    for (int64_t i = 0; i < x.count; i += kMostInputs) {
-      const Inputs inputs = prepared.inputs(i, std::min<int64_t>(kMostInputs, x.count - i));
+  const InputFormat format = kernels.input_format(layout.number, x.number);
+  for (int64_t i = 0; i < x.count; i += kMostInputs) {
+    const PreparedInputs prepared(x, layout.columns, format, i, std::min<int64_t>(kMostInputs, x.count - i));
+    const Inputs inputs = prepared.inputs();
+    run(workers, blocks_of(matrix, workers.threads), [&](const Block& block) {
+      const PartView part(layout, matrix.parts[block.part].words, matrix.parts[block.part].count);
+      const int64_t rows = block.last - block.first, row = block.part * layout.rows + block.first;
+      std::vector<float> sums(rows * inputs.count);
       kernels.multiply(part, block.first, block.last, inputs, sums.data());
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t k = 0; k < inputs.count; ++k) {
           store(out, (i + k) * matrix.rows + row + r, sums[r * inputs.count + k]);
         }
       }
-    }
-  });
+    });
+  }
   return nullptr;
 }
 

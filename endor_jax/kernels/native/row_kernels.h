@@ -4,27 +4,42 @@
 
 #include <cstdint>
 
+#include "inlined.h"
 #include "matrix.h"
 
 namespace endor {
 
-// How the inputs of a product lie in memory, as the instruction set wants them. Rows are padded with zeros to
-// a multiple of 32 columns and start at multiples of 64 bytes.
+// In which order an instruction set wants 32 columns of an input.
 enum class InputFormat {
-  kFloat32,         // in order
-  kFloat32EvenOdd,  // of every 32 columns the 16 even ones, then the 16 odd ones
-  kBFloat16,        // in order; products of bfloat16 pairs are summed in float32 by one instruction
+  kFloat32,         // as they come
+  kFloat32EvenOdd,  // the 16 even ones, then the 16 odd ones
+  kBFloat16,        // as they come; products of bfloat16 pairs are summed in float32 by one instruction
 };
 
+ENDOR_INLINED constexpr int input_bytes(InputFormat format) { return format == InputFormat::kBFloat16 ? 2 : 4; }
+
+// The largest number of inputs that one pass over a weight row is multiplied with.
+constexpr int kMostInputs = 16;
+
+// How many inputs a pass is compiled for: the next power of two.
+ENDOR_INLINED constexpr int places_for(int64_t inputs) {
+  return inputs <= 1 ? 1 : inputs <= 2 ? 2 : inputs <= 4 ? 4 : inputs <= 8 ? 8 : kMostInputs;
+}
+
+// The inputs of a product: of the first 32 columns one input after another, then of the next 32, and so on. A
+// pass reads them in this order, with one pointer for all. There are places_for(count) of them and columns to a
+// multiple of 32; what is not there is zero. Aligned to 64 bytes.
 struct Inputs {
   InputFormat format;
   const uint8_t* data;
-  int64_t row_bytes;
   int64_t count;
 };
 
-// The largest number of input rows that one pass over a weight row is multiplied with.
-constexpr int kMostInputs = 16;
+// Where input i of `places` has a column.
+template <InputFormat kFormat, int places>
+ENDOR_INLINED const uint8_t* input_at(const uint8_t* data, int i, int64_t column) {
+  return data + ((column / 32 * places + i) * 32 + column % 32) * input_bytes(kFormat);
+}
 
 struct RowKernels {
   const char* name;

@@ -5,7 +5,7 @@
 //   template <F> static void expand(const Decoder<F>&, const Segment&, uint8_t* out, bool widen, bool streaming)
 //   static void end_streaming()              after rows that were written past the caches
 //   template <F, InputFormat, n> class Sums  of the products of a row with n inputs:
-//     void add(const Decoder<F>&, const Segment&, const uint8_t* const (&x)[n])
+//     void add(const Decoder<F>&, const Segment&, const uint8_t* x)     x as in `input_at`, from the segment on
 //     void store(float (&sums)[n])
 //   template <F, Call> static void with_input_format(InputFormat, Call)
 // Both put a segment's escapes in the place of what they decoded: so a product is the same, bit for bit,
@@ -53,6 +53,7 @@ void with_format(const Layout& layout, Call call) {
 // Hands out the escapes of some rows, segment after segment.
 class EscapeWalk {
  public:
+  EscapeWalk() = default;
   EscapeWalk(const PartView& part, int64_t first, int64_t last)
       : rows_(part.escapes(first, last)), bytes_(element_bytes(part.layout().number)) {}
 
@@ -67,8 +68,8 @@ class EscapeWalk {
   }
 
  private:
-  Escapes rows_;
-  int bytes_;
+  Escapes rows_{nullptr, nullptr, 0};
+  int bytes_ = 0;
   int64_t next_ = 0;
 };
 
@@ -92,27 +93,37 @@ void expand_rows(const PartView& part, int64_t first, int64_t last, uint8_t* out
   if (streaming) Isa::end_streaming();
 }
 
-template <class Isa, class F, InputFormat kInputs, int n>
+// Rows that are multiplied with one segment's columns of the inputs before those of the next are touched, when
+// there are so many inputs that they do not stay in the first-level cache. More rows than these, and the
+// processor no longer foresees what will be read of each.
+constexpr int rows_together(int places) { return places > 4 ? 4 : 1; }
+
+template <class Isa, class F, InputFormat kInputs, int places>
 void multiply_rows(const PartView& part, int64_t first, int64_t last, const Inputs& inputs, float* sums) {
+  using Sums = typename Isa::template Sums<F, kInputs, places>;
   const Layout& layout = part.layout();
   const typename Isa::template Decoder<F> decoder(layout.field_bits);
-  constexpr int64_t input_bytes = kInputs == InputFormat::kBFloat16 ? 2 : 4;
-  EscapeWalk escapes(part, first, last);
-  for (int64_t row = first; row < last; ++row) {
-    typename Isa::template Sums<F, kInputs, n> total;
+  constexpr int kTogether = rows_together(places);
+  for (int64_t from = first; from < last; from += kTogether) {
+    const int64_t rows = smaller<int64_t>(kTogether, last - from);
+    Sums totals[kTogether];
+    EscapeWalk escapes[kTogether];
+    for (int64_t r = 0; r < rows; ++r) escapes[r] = EscapeWalk(part, from + r, from + r + 1);
     for (int64_t s = 0; s < layout.segments(); ++s) {
-      Segment segment = part.segment(row, s);
-      escapes.give(segment);
-      const uint8_t* x[n];
-      for (int i = 0; i < n; ++i) {  // fewer inputs than n: the last one again
-        const int64_t input = smaller<int64_t>(i, inputs.count - 1);
-        x[i] = inputs.data + input * inputs.row_bytes + s * layout.segment() * input_bytes;
+      const uint8_t* const x = input_at<kInputs, places>(inputs.data, 0, s * layout.segment());
+      for (int64_t r = 0; r < rows; ++r) {
+        Segment segment = part.segment(from + r, s);
+        escapes[r].give(segment);
+        Sums total = totals[r];  // of its own, or the compiler would not keep it in registers
+        total.add(decoder, segment, x);
+        totals[r] = total;
       }
-      total.add(decoder, segment, x);
     }
-    float row_sums[n];
-    total.store(row_sums);
-    for (int64_t i = 0; i < inputs.count; ++i) sums[(row - first) * inputs.count + i] = row_sums[i];
+    for (int64_t r = 0; r < rows; ++r) {
+      float row_sums[places];
+      totals[r].store(row_sums);
+      for (int64_t i = 0; i < inputs.count; ++i) sums[(from - first + r) * inputs.count + i] = row_sums[i];
+    }
   }
 }
 
@@ -122,11 +133,18 @@ void multiply_rows_of_any(const PartView& part, int64_t first, int64_t last, con
     using F = decltype(format);
     const auto with_count = [&](auto input_format) {
       constexpr InputFormat kInputs = decltype(input_format)::value;
-      if (inputs.count <= 1) return multiply_rows<Isa, F, kInputs, 1>(part, first, last, inputs, sums);
-      if (inputs.count <= 2) return multiply_rows<Isa, F, kInputs, 2>(part, first, last, inputs, sums);
-      if (inputs.count <= 4) return multiply_rows<Isa, F, kInputs, 4>(part, first, last, inputs, sums);
-      if (inputs.count <= 8) return multiply_rows<Isa, F, kInputs, 8>(part, first, last, inputs, sums);
-      return multiply_rows<Isa, F, kInputs, kMostInputs>(part, first, last, inputs, sums);
+      switch (places_for(inputs.count)) {
+        case 1:
+          return multiply_rows<Isa, F, kInputs, 1>(part, first, last, inputs, sums);
+        case 2:
+          return multiply_rows<Isa, F, kInputs, 2>(part, first, last, inputs, sums);
+        case 4:
+          return multiply_rows<Isa, F, kInputs, 4>(part, first, last, inputs, sums);
+        case 8:
+          return multiply_rows<Isa, F, kInputs, 8>(part, first, last, inputs, sums);
+        default:
+          return multiply_rows<Isa, F, kInputs, kMostInputs>(part, first, last, inputs, sums);
+      }
     };
     Isa::template with_input_format<F>(inputs.format, with_count);
   });
