@@ -53,7 +53,6 @@ void with_format(const Layout& layout, Call call) {
 // Hands out the escapes of some rows, segment after segment.
 class EscapeWalk {
  public:
-  EscapeWalk() = default;
   EscapeWalk(const PartView& part, int64_t first, int64_t last)
       : rows_(part.escapes(first, last)), bytes_(element_bytes(part.layout().number)) {}
 
@@ -68,8 +67,8 @@ class EscapeWalk {
   }
 
  private:
-  Escapes rows_{nullptr, nullptr, 0};
-  int bytes_ = 0;
+  Escapes rows_;
+  int bytes_;
   int64_t next_ = 0;
 };
 
@@ -93,37 +92,21 @@ void expand_rows(const PartView& part, int64_t first, int64_t last, uint8_t* out
   if (streaming) Isa::end_streaming();
 }
 
-// Rows that are multiplied with one segment's columns of the inputs before those of the next are touched, when
-// there are so many inputs that they do not stay in the first-level cache. More rows than these, and the
-// processor no longer foresees what will be read of each.
-constexpr int rows_together(int places) { return places > 4 ? 4 : 1; }
-
 template <class Isa, class F, InputFormat kInputs, int places>
 void multiply_rows(const PartView& part, int64_t first, int64_t last, const Inputs& inputs, float* sums) {
-  using Sums = typename Isa::template Sums<F, kInputs, places>;
   const Layout& layout = part.layout();
   const typename Isa::template Decoder<F> decoder(layout.field_bits);
-  constexpr int kTogether = rows_together(places);
-  for (int64_t from = first; from < last; from += kTogether) {
-    const int64_t rows = smaller<int64_t>(kTogether, last - from);
-    Sums totals[kTogether];
-    EscapeWalk escapes[kTogether];
-    for (int64_t r = 0; r < rows; ++r) escapes[r] = EscapeWalk(part, from + r, from + r + 1);
+  EscapeWalk escapes(part, first, last);
+  for (int64_t row = first; row < last; ++row) {
+    typename Isa::template Sums<F, kInputs, places> total;
     for (int64_t s = 0; s < layout.segments(); ++s) {
-      const uint8_t* const x = input_at<kInputs, places>(inputs.data, 0, s * layout.segment());
-      for (int64_t r = 0; r < rows; ++r) {
-        Segment segment = part.segment(from + r, s);
-        escapes[r].give(segment);
-        Sums total = totals[r];  // of its own, or the compiler would not keep it in registers
-        total.add(decoder, segment, x);
-        totals[r] = total;
-      }
+      Segment segment = part.segment(row, s);
+      escapes.give(segment);
+      total.add(decoder, segment, input_at<kInputs, places>(inputs.data, 0, s * layout.segment()));
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      float row_sums[places];
-      totals[r].store(row_sums);
-      for (int64_t i = 0; i < inputs.count; ++i) sums[(from - first + r) * inputs.count + i] = row_sums[i];
-    }
+    float row_sums[places];
+    total.store(row_sums);
+    for (int64_t i = 0; i < inputs.count; ++i) sums[(row - first) * inputs.count + i] = row_sums[i];
   }
 }
 
