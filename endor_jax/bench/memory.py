@@ -7,21 +7,18 @@ counted for the next; what a process took is its peak resident memory (VmHWM).
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.workloads import workload, write_workload
 from endor_jax.errors import EndorError
-from endor_jax.version import VERSION
 
 BUDGET = "300MiB"
 """Of device and of host memory, for generate."""
@@ -54,14 +51,13 @@ class MemoryRecord:
 
     model: str
     samples: tuple[MemorySample, ...]
-    commit: str | None
-    versions: dict[str, str]
-    machine: dict[str, Any]
+    environment: Environment
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; every sample tells whether its bounds were kept."""
         samples = [asdict(sample) | {"kept": sample.kept} for sample in self.samples]
-        return {"benchmark": "memory"} | asdict(self) | {"samples": samples}
+        values = {"benchmark": "memory", "model": self.model, "samples": samples}
+        return values | asdict(self.environment)
 
 
 def measure_memory(
@@ -87,7 +83,7 @@ def measure_memory(
         samples.append(_sample(generate, limits.get("generate")))
     finally:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    return MemoryRecord(model, tuple(samples), _commit(), _versions(), _machine())
+    return MemoryRecord(model, tuple(samples), environment())
 
 
 def _sample(arguments: Sequence[str], limit_bytes: int | None) -> MemorySample:
@@ -112,29 +108,3 @@ def _said(stderr: str) -> str:
     """The line with which a verb failed; what follows it is detail."""
     lines = stderr.splitlines() or ["nothing said"]
     return next((line for line in lines if line.startswith("endor: ")), lines[-1])
-
-
-def _commit() -> str | None:
-    """The commit of the working tree that this package lies in; None if it lies in none."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
-        return None
-    return done.stdout.strip() or None
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "numpy", "tensorstore")
-    return {"python": platform.python_version(), "endor_jax": VERSION} | {
-        name: version(name) for name in packages
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }

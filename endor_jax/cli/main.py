@@ -66,8 +66,13 @@ def _exit(text: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-for module in (convert, export, info, plan, generate, chat, perplexity, doctor, demo, verify, bench):
+for module in (convert, export, info, plan, generate, chat, perplexity, doctor, demo, verify):
     app.command(module.__name__.rsplit(".", 1)[1])(_guarded(module.command))
+
+_suites = typer.Typer(name="bench", help="Measurements that anyone can repeat.", no_args_is_help=True)
+for suite in bench.SUITES:
+    _suites.command(suite.__name__)(_guarded(suite))
+app.add_typer(_suites)
 
 
 def _show_version(wanted: bool) -> bool:

@@ -57,4 +57,4 @@ def test_a_verb_that_fails_is_named_with_what_it_said(tmp_path: Path):
 def test_an_unknown_suite_is_usage(tmp_path: Path):
     done = CliRunner().invoke(app, ["bench", "speed"])
     assert done.exit_code == 2
-    assert done.stderr == "endor: bench: got 'speed', expected memory; choose one: endor bench memory\n"
+    assert "No such command 'speed'" in done.stderr

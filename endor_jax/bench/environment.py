@@ -1,0 +1,125 @@
+"""What a measurement was made on: commit, versions, machine. Every record has it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from endor_jax import native
+from endor_jax.version import VERSION
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tensorstore")
+PEERS = ("torch", "transformers")
+CPUS = Path("/sys/devices/system/cpu")
+CPUINFO = Path("/proc/cpuinfo")
+CACHE_BYTES = 32 * 2**20
+"""Taken for the last-level cache where the machine does not tell: more than most have for one thread."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """commit: of the working tree, None if there is none. versions: by package. machine: by property."""
+
+    commit: str | None
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+
+
+def environment() -> Environment:
+    """That of this process."""
+    return Environment(_commit(), _versions(), _machine())
+
+
+def last_level_cache_bytes() -> int:
+    """Of the largest cache that this process's CPUs share, or CACHE_BYTES."""
+    return max((cache["bytes"] for cache in _caches()), default=CACHE_BYTES)
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """The CPUs that this process may run on, where the system tells; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this package lies in; None if it lies in none."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "endor_jax": VERSION}
+    found |= {name: version(name) for name in PACKAGES}
+    for name in PEERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "model": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "usable_cpus": len(usable_cpus()),
+        "caches": _caches(),
+        "features": _features(),
+        "instruction_sets": list(native.instruction_sets()) if native.available() else [],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _cpu_model() -> str:
+    """Name, family, model and stepping: in a virtual machine the name alone says little."""
+    fields = _cpuinfo()
+    parts = [fields.get("model name", platform.processor() or "unknown")]
+    parts += [f"{name} {fields[name]}" for name in ("cpu family", "model", "stepping") if name in fields]
+    return ", ".join(parts)
+
+
+def _features() -> list[str]:
+    """Vector instructions, as Linux names them."""
+    fields = _cpuinfo()
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return [flag for flag in flags if re.match(r"avx|amx|f16c|fma|bmi2|asimd|sve|bf16|gfni", flag)]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first CPU; empty where there is no such file."""
+    if not CPUINFO.is_file():
+        return {}
+    lines = [line.split(":", 1) for line in CPUINFO.read_text().split("\n\n")[0].splitlines()]
+    return {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
+
+
+def _caches() -> list[dict[str, Any]]:
+    """Level, kind, bytes and sharing CPUs of the first CPU's caches; empty where the system does not tell."""
+    caches = []
+    for index in sorted(CPUS.glob("cpu0/cache/index*")):
+        text = {name: (index / name).read_text().strip() for name in ("level", "type", "size")}
+        shared = index / "shared_cpu_list"
+        units = {"K": 2**10, "M": 2**20, "G": 2**30}
+        caches.append(
+            {
+                "level": int(text["level"]),
+                "kind": text["type"],
+                "bytes": int(text["size"][:-1]) * units[text["size"][-1]],
+                "shared_by_cpus": shared.read_text().strip() if shared.is_file() else "",
+            }
+        )
+    return caches
