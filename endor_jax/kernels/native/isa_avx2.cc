@@ -297,8 +297,8 @@ void expand_segment(const Avx2::Decoder<F>& decoder, const Segment& segment, uin
   constexpr int kBytes = Avx2::Decoder<F>::kBytes;
   widened = widened && kBytes == 2;
   if (!widened && segment.columns % 32 == 0 && segment.escapes.count == 0) {
-    each_vector(decoder, segment, [&](int64_t c, __m256i elements) { write<kStream>(out + kBytes * c, elements); });
-    return;
+    const auto put = [&](int64_t column, __m256i elements) { write<kStream>(out + kBytes * column, elements); };
+    return each_vector(decoder, segment, put);
   }
   Buffer buffer;
   fill(buffer, decoder, segment);
@@ -329,8 +329,8 @@ template <Number kNumber, int kVectors>
 inline void widen_step(const uint8_t* elements, __m256 (&weights)[kVectors]) {
   for (int v = 0; v < kVectors; ++v) {
     if constexpr (kNumber == Number::kBFloat16) {
-      const __m256i pairs = load(elements + v % 2 * 32);
-      weights[v] = _mm256_castsi256_ps(v < 2 ? _mm256_slli_epi32(pairs, 16) : _mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+      const __m256i pairs = load(elements + v % 2 * 32), high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+      weights[v] = _mm256_castsi256_ps(v < 2 ? _mm256_slli_epi32(pairs, 16) : _mm256_and_si256(pairs, high));
     } else if constexpr (kNumber == Number::kFloat16) {
       weights[v] = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(elements + 16 * v)));
     } else {
