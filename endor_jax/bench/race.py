@@ -59,12 +59,18 @@ class Timing:
         lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return lower, upper
 
+    @property
+    def least_seconds(self) -> float:
+        """Of all samples: what the machine does when nothing disturbs it."""
+        return min(self.seconds)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON, with what follows from the samples."""
         return asdict(self) | {
             "first_seconds": round(self.first_seconds, 9),
             "seconds": [round(sample, 9) for sample in self.seconds],
             "median_seconds": self.median_seconds,
+            "least_seconds": self.least_seconds,
             "quartile_seconds": self.quartile_seconds,
             "bytes_per_second": self.bytes_per_second,
         }

@@ -69,6 +69,7 @@ def test_a_timing_tells_median_quartiles_and_rate():
     timing = Timing("a", 600, 3, 1.0, (5.0, 1.0, 2.0, 4.0, 3.0))
     values = timing.to_json()
     assert values["median_seconds"] == 3.0
+    assert values["least_seconds"] == 1.0
     assert values["quartile_seconds"] == (2.0, 4.0)
     assert values["bytes_per_second"] == 200.0
     assert values["seconds"] == [5.0, 1.0, 2.0, 4.0, 3.0]
