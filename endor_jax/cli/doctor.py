@@ -75,8 +75,21 @@ def examine() -> dict[str, Any]:
             f"{device.platform}: {resolve(None, device.platform, extension=native.available())}"
             for device in devices
         ],
+        "compiled_kernels": _compiled_kernels(),
         "free_host_memory": format_size(free_host_bytes()),
     }
+
+
+def _compiled_kernels() -> str:
+    """The instruction sets that they have and this processor too, best first; or why there are none."""
+    from endor_jax import native
+
+    if native.available():
+        return ", ".join(native.instruction_sets())
+    return (
+        "not built: no C++ compiler when endor_jax was installed, or it failed; XLA serves. "
+        "To build them: install g++ or clang++, then endor_jax again with pip's --no-cache-dir -v"
+    )
 
 
 def examine_checkpoint(path: str) -> dict[str, Any]:
