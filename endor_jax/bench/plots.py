@@ -90,7 +90,7 @@ def plot_linear(record: LinearRecord, path: Path) -> None:
         axis.set_title(title, fontsize=9)
         _linear_panel(axis, [case for case in record.cases if (case.shape, case.threads) == key])
     handles, labels = flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, 2 * width + 1), fontsize=8)
     settings = record.settings
     title = f"x @ w.T, {settings.dtype}, w {settings.codec} at {settings.sparsity:.0%} sparsity or dense"
     _write(figure, title, path)
