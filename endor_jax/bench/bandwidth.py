@@ -1,9 +1,10 @@
 """How fast this machine copies and reads memory, as contenders beside what is measured.
 
 memcpy is libc's, rated by the bytes it copies; read is NumPy's sum of 64-bit integers (the adds cost nothing
-beside the reads). Both work on blocks of at least twice the last-level cache, cut among the threads. Linux
-gives memory in pages of 4 KiB, or of 2 MiB to who asks; XLA and torch do not ask. So each is measured on
-both, and what XLA's buffers are compared with is the ordinary kind.
+beside the reads). Both go round blocks that total at least four times the last-level cache, each cut among
+the threads and of the size of a dense matrix: what interrupts a machine hits calls of one length alike.
+Linux gives memory in pages of 4 KiB, or of 2 MiB to who asks; XLA and torch do not ask. So each is measured
+on both, and what XLA's buffers are compared with is the ordinary kind.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from endor_jax.bench.matrices import copies_beyond
 from endor_jax.bench.race import Contender
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
 MEMCPY, READ = "memcpy", "read"
 HUGE = ", huge pages"
 
@@ -26,15 +27,14 @@ HUGE = ", huge pages"
 def memory_contenders(*, threads: int, cache_bytes: int, copying: bool) -> list[Contender]:
     """Read, and memcpy if `copying`, on ordinary pages and, where the system has them, on huge ones."""
     pool = ThreadPoolExecutor(threads)
-    block = max(BLOCK_BYTES, 2 * cache_bytes)
-    count = copies_beyond(cache_bytes, block)
+    count = copies_beyond(cache_bytes, BLOCK_BYTES)
     contenders = []
     for huge in (False, True) if hasattr(mmap, "MADV_HUGEPAGE") else (False,):
-        sources = [_cut(_memory(block, huge=huge), threads) for _ in range(count)]
+        sources = [_cut(_memory(BLOCK_BYTES, huge=huge), threads) for _ in range(count)]
         kind = HUGE if huge else ""
         contenders.append(_shared(READ + kind, pool, lambda share: share[0].view(np.uint64).sum(), sources))
         if copying:
-            targets = [_cut(_memory(block, huge=huge), threads) for _ in range(count)]
+            targets = [_cut(_memory(BLOCK_BYTES, huge=huge), threads) for _ in range(count)]
             contenders.append(_shared(MEMCPY + kind, pool, _copy, sources, targets))
     return contenders
 
