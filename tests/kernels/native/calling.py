@@ -49,11 +49,16 @@ def call(name: str, tensor: SparseTensor, instruction_set: str, *rest: object) -
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """The array as float32: exact, NaN payloads included."""
-    if array.dtype.name != "bfloat16":
-        with np.errstate(invalid="ignore"):  # a signalling NaN
-            return array.astype(np.float32)
-    return (bits_of(array).astype(np.uint32) << 16).view(np.float32)
+    """The array as float32: exact, and NaN keeps its payload."""
+    bits = bits_of(array).astype(np.uint32)
+    if array.dtype.name == "bfloat16":
+        return (bits << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        wide = array.astype(np.float32)
+    if array.dtype == np.float16:
+        nan = np.isnan(wide)
+        wide.view(np.uint32)[nan] = ((bits & 0x8000) << 16 | 0x7F800000 | (bits & 0x3FF) << 13)[nan]
+    return wide
 
 
 def product_and_bound(weights: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -219,7 +219,10 @@ Block damaged(const EndorMatrix& matrix, const Block& part, Random& random) {
       range.first += below(random, range.last - range.first);
       range.last = range.first + 1;
     }
-    for (int64_t i = range.first; i < range.last; ++i) copy[i] = damaged_word(random, copy[i], words);
+    // Each word another, or all the same: an escape list may name one element many times.
+    const bool same = below(random, 2) == 0;
+    const uint32_t one = damaged_word(random, copy[range.first], words);
+    for (int64_t i = range.first; i < range.last; ++i) copy[i] = same ? one : damaged_word(random, copy[i], words);
   }
   Block made(4 * kept);
   if (kept > 0) std::memcpy(made.data(), copy.data(), made.size());
