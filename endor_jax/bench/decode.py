@@ -74,7 +74,7 @@ class DecodeTiming:
 class DecodeRecord:
     """All generations, with what they were measured on.
 
-    model: where it came from. resident_bytes: of its records.
+    model: name of the file or directory. resident_bytes: of its records.
     """
 
     model: str
@@ -146,7 +146,7 @@ def measure_decode(
             ways[f"transformers {dtype}"] = transformers_tokens(dense, dtype, threads=threads)
         timings = race_generations(ways, prompt, settings=settings, report=report)
         resident = model.plan.resident_bytes
-    return DecodeRecord(str(source), settings, len(prompt), threads, resident, timings, environment())
+    return DecodeRecord(source.name, settings, len(prompt), threads, resident, timings, environment())
 
 
 def race_generations(
