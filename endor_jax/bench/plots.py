@@ -123,7 +123,7 @@ def plot_decode(record: DecodeRecord, path: Path) -> None:
     for place, timing in enumerate(record.timings):
         rates = [each.tokens_per_second for each in timing.generations]
         axis.barh(place, timing.tokens_per_second, color=colors[timing.contender])
-        axis.plot(rates, [place] * len(rates), "o", color="black", markersize=3)
+        axis.plot(rates, [place] * len(rates), "o", color="black", markersize=3, zorder=4)
         axis.text(max(rates), place, f"  {timing.tokens_per_second:.1f}", **LABEL)
     axis.set_yticks(range(len(record.timings)), [timing.contender for timing in record.timings], fontsize=8)
     axis.invert_yaxis()

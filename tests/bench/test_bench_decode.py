@@ -72,9 +72,10 @@ def test_without_torch_and_transformers_there_is_nothing_to_compare(
 
 
 @pytest.mark.reference
-def test_the_command_compares_with_transformers(tmp_path: Path):
+def test_the_command_compares_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(decode, "usable_cpus", lambda: (0,))  # threads of torch and of XLA disturb each other
     model = write_tiny(tmp_path / "model", tokenizer=True)
     record = tmp_path / "record.json"
     options = ["--model", str(model), "--tokens", "4", "--rounds", "1", "--record", str(record)]
