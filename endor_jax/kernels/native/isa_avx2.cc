@@ -50,6 +50,12 @@ inline __m256i load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret
 
 inline void store(uint8_t* to, __m256i value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 
+// Asks for what will be read of a stream in a while: the processor does so by itself only while it reads, and
+// between reading and reading there is a segment's work. May be behind the part: nothing is read there.
+inline void prefetch(const uint8_t* from) {
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(from) + 2048), _MM_HINT_T0);
+}
+
 // The elements of a segment, and room for two vectors behind the last.
 struct alignas(64) Buffer {
   uint8_t bytes[4 * kSegment + 64];
@@ -114,23 +120,23 @@ class Avx2::Decoder {
     return kBytes == 2 ? _mm256_set1_epi16(static_cast<short>(value)) : _mm256_set1_epi32(static_cast<int>(value));
   }
 
-  static __m256i table(const uint8_t* low, const uint8_t* high) { return load_halves(low, high); }
-
   template <bool kThreeBytes, class Put>
   void decode16(const Segment& segment, int64_t count, Put put) const {
     const FieldLanes<2>& lanes = lanes_[segment.position & 7];
-    const __m256i top = table(lanes.top, lanes.top), below = table(lanes.below, lanes.below);
+    const __m256i top = load_halves(lanes.top, lanes.top), below = load_halves(lanes.below, lanes.below);
     // A multiplication shifts each lane by its own distance.
     const __m256i powers = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201u));
     const __m256i low_byte = _mm256_set1_epi16(0xff);
     const __m256i factors =
-        _mm256_and_si256(_mm256_shuffle_epi8(powers, table(lanes.shift, lanes.shift)), low_byte);
+        _mm256_and_si256(_mm256_shuffle_epi8(powers, load_halves(lanes.shift, lanes.shift)), low_byte);
     const __m256i base = all(segment.base);
     const uint8_t* from = segment.bytes + (segment.position >> 3);
+    // Members would be loaded anew after every store: bytes may be anything's.
     const int64_t width = width_;
     const __m256i keep = keep_;
     const __m128i down = down_;
     for (int64_t i = 0; i < count; i += 16) {
+      prefetch(from);
       const __m256i loaded = load_halves(from, from + width);
       __m256i field = _mm256_mullo_epi16(_mm256_shuffle_epi8(loaded, top), factors);
       if (kThreeBytes) {
@@ -145,8 +151,8 @@ class Avx2::Decoder {
   void decode32(const Segment& segment, int64_t count, Put put) const {
     const uint64_t second = (segment.position & 7) + 4 * width_;  // bit of the fifth field
     const FieldLanes<4>&low = lanes_[segment.position & 7], &high = lanes_[second & 7];
-    const __m256i top = table(low.top, high.top), below = table(low.below, high.below);
-    const __m256i up = table(low.shift, high.shift), rest = _mm256_sub_epi32(_mm256_set1_epi32(32), up);
+    const __m256i top = load_halves(low.top, high.top), below = load_halves(low.below, high.below);
+    const __m256i up = load_halves(low.shift, high.shift), rest = _mm256_sub_epi32(_mm256_set1_epi32(32), up);
     const __m256i base = all(segment.base);
     const int64_t half = static_cast<int64_t>(second >> 3);
     const uint8_t* from = segment.bytes + (segment.position >> 3);
@@ -154,6 +160,7 @@ class Avx2::Decoder {
     const __m256i keep = keep_;
     const __m128i down = down_;
     for (int64_t i = 0; i < count; i += 8) {
+      prefetch(from);
       const __m256i tops =
           _mm256_shuffle_epi8(load_halves(from + low.top_from, from + half + high.top_from), top);
       const __m256i belows = _mm256_shuffle_epi8(load_halves(from, from + half), below);
@@ -252,7 +259,10 @@ inline void each_vector(const Avx2::Decoder<F>& decoder, const Segment& segment,
   if constexpr (F::kBitmap) {
     Buffer buffer;
     const uint8_t* from = stored(decoder, segment, buffer);
-    each_word(segment, [&](int64_t column, uint32_t word) { from = spread<kBytes>(from, word, column, put); });
+    each_word(segment, [&](int64_t column, uint32_t word) {
+      if (!F::kPacked) prefetch(from);
+      from = spread<kBytes>(from, word, column, put);
+    });
   } else if constexpr (F::kPacked) {
     decoder.decode(segment, segment.columns, put);
   } else {
@@ -449,6 +459,7 @@ class Avx2::Sums {
     const uint8_t* from = stored(decoder, segment, buffer);
     Steps products(x, 0, sums_);
     each_word(segment, [&](int64_t column, uint32_t word) {
+      if (!F::kPacked) prefetch(from);
       __m256i elements[kBytes];  // of 32 columns
       from = spread<kBytes>(from, word, 0, [&](int64_t c, __m256i vector) { elements[c * kBytes / 32] = vector; });
       for (int i = 0; i < kBytes; i += 2) products.add(column + 8 * i, elements[i], elements[i + 1]);
