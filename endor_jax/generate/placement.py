@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from endor_jax import native
 from endor_jax.arrays import array_bytes, round_up
 from endor_jax.errors import OptionError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
 from endor_jax.generate.embedding import held_bytes
+from endor_jax.kernels.backends import resolve
 from endor_jax.models import LlamaConfig, OptConfig
 from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.executor import Streamable
@@ -100,8 +102,11 @@ def pass_records(manifest: Manifest) -> list[Streamable]:
     ]
 
 
-def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
-    """Memory that a model takes wherever its layers are; all bounds, from shapes alone."""
+def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = False) -> FixedCosts:
+    """Memory that a model takes wherever its layers are; all bounds, from shapes alone.
+
+    shares_memory: as in `plan_model`.
+    """
     config = shape.config
     records = {record.name: record for record in manifest.records}
     ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
@@ -110,16 +115,16 @@ def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
     # One chunk, or a token of each sequence: the widest rows of the MLP in float32.
     tokens = max(CHUNK, shape.sequences)
     widest = 4 * 4 * tokens * (config.intermediate_size + config.hidden_size)
-    # What the products of attention make of one layer's keys and values: copies, transposed or widened.
-    mixed = 2 * array_bytes((shape.positions, config.kv_heads, config.head_dim), shape.dtype)
+    # What the products of attention make of one layer's keys and values: copies, transposed and widened.
+    mixed = 2 * array_bytes((shape.positions, config.kv_heads, config.head_dim), "float32")
     logits = 2 * 4 * config.vocabulary_size * shape.sequences
-    # Scores of all heads and their softmax, in float32: no matrix is dense meanwhile.
-    scores = 2 * 4 * tokens * config.heads * shape.capacity
+    # Scores of all heads, masked, and their softmax, in float32: no matrix is dense meanwhile.
+    scores = 3 * 4 * tokens * config.heads * shape.capacity
     device = (
         ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
         ("activations", positions + widest + mixed + logits),
-        ("step temporaries", max(expanded_bytes(manifest), scores)),
+        ("step temporaries", max(expanded_bytes(manifest, shares_memory=shares_memory), scores)),
     )
     weight = manifest.layout(records["embedding"])["weight"]
     assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
@@ -127,16 +132,19 @@ def fixed_costs(manifest: Manifest, shape: Geometry) -> FixedCosts:
     return FixedCosts(device=device, host=(("token embedding", embedding),))
 
 
-def expanded_bytes(manifest: Manifest) -> int:
+def expanded_bytes(manifest: Manifest, *, shares_memory: bool) -> int:
     """Room for expanding inside a step: one matrix at a time, because each waits for the product before.
 
-    As its elements, once more where escapes are scattered into them, and for the product on CPU as float32.
+    XLA makes its elements, once more where escapes are scattered into them, and for the product on CPU
+    float32; the extension makes float32 at once.
     """
+    platform = "cpu" if shares_memory else "gpu"
+    widens = resolve(None, platform, instruction_sets=native.instruction_sets()) == "cpu"
 
     def dense(tensor: FieldLayout, parts: int) -> int:
         element = tensor.number.bits // 8
         copies = 2 if tensor.codec.kind == "packed" else 1
-        return parts * tensor.rows * tensor.columns * (copies * element + 4)
+        return parts * tensor.rows * tensor.columns * (4 if widens else copies * element + 4)
 
     layouts = {record.layout for record in pass_records(manifest)}
     return max(
@@ -162,7 +170,7 @@ def plan_model(
     """
     return make_plan(
         [record.demand for record in pass_records(manifest)],
-        fixed=fixed_costs(manifest, shape),
+        fixed=fixed_costs(manifest, shape, shares_memory=shares_memory),
         device_budget_bytes=device_budget_bytes,
         host_budget_bytes=host_budget_bytes,
         depth=depth,

@@ -58,13 +58,49 @@ class Attention(nnx.Module):
         return self.output(mixed.reshape(batch, time, -1)), cache
 
 
+SHORTEST = 128
+"""Cached positions that are always looked at, on CPU; then twice as many, and so on."""
+
+
 def attend(
     query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
 ) -> Float[Array, "batch time heads head_dim"]:
     """softmax(q · k / √head_dim) · v over the cached positions up to each query's own, in query's dtype.
 
     Scores and softmax are float32. Every query sees at least itself, so no row of scores is empty.
+
+    On CPU only as much of the cache is looked at as holds what any query sees, rounded up to a power of two:
+    there what is masked costs as much as what is not. A GPU would wait for the host to choose.
     """
+    lengths = _lengths(cache.capacity)
+
+    def reached(query: jax.Array, cache: KVCache, positions: jax.Array) -> jax.Array:
+        def attend_first(length: int, query: jax.Array, cache: KVCache, positions: jax.Array) -> jax.Array:
+            return _attend(query, KVCache(cache.keys[:, :length], cache.values[:, :length]), positions)
+
+        branches = [functools.partial(attend_first, length) for length in lengths]
+        shorter = jnp.max(positions) >= jnp.array(lengths[:-1], positions.dtype)
+        return lax.switch(jnp.sum(shorter, dtype=jnp.int32), branches, query, cache, positions)
+
+    if len(lengths) == 1:
+        return _attend(query, cache, positions)
+    return lax.platform_dependent(query, cache, positions, cpu=reached, default=_attend)
+
+
+def _lengths(capacity: int) -> list[int]:
+    """SHORTEST, doubled until it reaches `capacity`, which is the last."""
+    lengths = []
+    length = SHORTEST
+    while length < capacity:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, capacity]
+
+
+def _attend(
+    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
+) -> Float[Array, "batch time heads head_dim"]:
+    """`attend` over all of a cache."""
     batch, time, heads, head_dim = query.shape
     capacity, kv_heads = cache.keys.shape[1:3]
     grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)

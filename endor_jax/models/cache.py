@@ -96,8 +96,13 @@ def _write(
     new: Float[Array, "batch time kv_heads head_dim"],
     start: Int[Array, " batch"],
 ) -> Float[Array, "batch capacity kv_heads head_dim"]:
-    """Sequence by sequence, because XLA does that in place; one scatter for all copies the cache on a CPU."""
-    new = new.astype(old.dtype)
+    """Sequence by sequence, because XLA does that in place; one scatter for all copies the cache on a CPU.
+
+    As integers: of 16-bit floats XLA on CPU makes float32 and back, all of the cache, for each update.
+    """
+    unsigned = jnp.dtype(f"uint{8 * old.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(old, unsigned)
+    new_bits = lax.bitcast_convert_type(new.astype(old.dtype), unsigned)
     for i in range(new.shape[0]):
-        old = lax.dynamic_update_slice(old, new[i : i + 1], (i, start[i], 0, 0))
-    return old
+        bits = lax.dynamic_update_slice(bits, new_bits[i : i + 1], (i, start[i], 0, 0))
+    return lax.bitcast_convert_type(bits, old.dtype)

@@ -94,7 +94,7 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
     manifest = estimate_config(config, dtype=dtype, sparsity=0.5)
     decoder = models.decoder(models.from_hf(config))
     shape = geometry(decoder.config, dtype, context, batch)
-    costs = dict(fixed_costs(manifest, shape).device)
+    costs = dict(fixed_costs(manifest, shape, shares_memory=True).device)
     planned = costs["activations"] + costs["step temporaries"]
     layer, *_, head = (
         words_of(record.layout, [part.buffer_bytes for part in record.parts])

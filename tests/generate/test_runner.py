@@ -9,8 +9,8 @@ import endor_jax as endor
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.runner import Feed, advance
 
-# bfloat16 activations: other shapes may sum in another order.
-TOLERANCE = 0.06
+# Other shapes may sum in another order.
+TOLERANCE = 1e-4
 
 
 def ids(count: int, seed: int = 0) -> list[int]:
@@ -26,8 +26,12 @@ def advanced(model, state, tokens, *, start):
 
 
 @pytest.fixture(scope="module", params=["llama", "untied", "opt"])
-def model(request, tiny_checkpoints):
-    with endor.load(tiny_checkpoints[request.param], context=290) as loaded:
+def model(request, tiny_checkpoints, tmp_path_factory):
+    """In float32: of bfloat16 activations, a sum that rounds the other way is a tenth of a logit later on."""
+    source = tiny_checkpoints[request.param].parent / "source"
+    exact = tmp_path_factory.mktemp("float32") / request.param
+    endor.convert(source, exact, dtype="float32", prune="magnitude", sparsity=0.5)
+    with endor.load(exact, context=290) as loaded:
         yield loaded
 
 
