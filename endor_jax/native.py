@@ -127,7 +127,12 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def instruction_sets() -> tuple[str, ...]:
-    """Names of the instruction sets that the extension has kernels for and this processor has, best first."""
+    """Names of the instruction sets that the extension has kernels for and this processor has, best first.
+
+    The last is "scalar", which every processor has. Empty if the extension was not built.
+    """
+    if not available():
+        return ()
     return tuple(library().endor_instruction_sets().decode().split())
 
 

@@ -72,7 +72,7 @@ def examine() -> dict[str, Any]:
         ],
         "devices": [f"{device.device_kind} ({device.platform} {device.id})" for device in devices],
         "expand": [
-            f"{device.platform}: {resolve(None, device.platform, extension=native.available())}"
+            f"{device.platform}: {resolve(None, device.platform, instruction_sets=native.instruction_sets())}"
             for device in devices
         ],
         "compiled_kernels": _compiled_kernels(),

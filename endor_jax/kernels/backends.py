@@ -13,18 +13,26 @@ from endor_jax.errors import UnsupportedError
 Implementation = Literal["xla", "triton", "mosaic", "cpu"]
 
 
-def implementations(platform: str, *, extension: bool) -> tuple[Implementation, ...]:
+def implementations(platform: str, *, instruction_sets: tuple[str, ...]) -> tuple[Implementation, ...]:
     """What a JAX platform ("cpu", "gpu", "tpu") has, best first. A backend enters when its conformance suite
-    passes. extension: whether the compiled extension was built, which is all of "cpu"."""
-    return ("cpu", "xla") if platform == "cpu" and extension else ("xla",)
+    passes.
+
+    instruction_sets: those of the compiled extension on this machine (`native.instruction_sets()`), none if
+    it was not built. Its portable code alone is slower than XLA's: then it runs only when asked for.
+    """
+    if platform != "cpu" or not instruction_sets:
+        return ("xla",)
+    return ("xla", "cpu") if instruction_sets == ("scalar",) else ("cpu", "xla")
 
 
-def resolve(requested: Implementation | None, platform: str, *, extension: bool) -> Implementation:
+def resolve(
+    requested: Implementation | None, platform: str, *, instruction_sets: tuple[str, ...]
+) -> Implementation:
     """The implementation to run on arrays of this platform.
 
     `None` takes the first available. Raises UnsupportedError for a named one that the platform lacks.
     """
-    available = implementations(platform, extension=extension)
+    available = implementations(platform, instruction_sets=instruction_sets)
     if requested is None:
         return available[0]
     if requested not in available:

@@ -38,7 +38,7 @@ CODECS = {
 }
 
 every_implementation = pytest.mark.parametrize(
-    "implementation", implementations(jax.default_backend(), extension=native.available())
+    "implementation", implementations(jax.default_backend(), instruction_sets=native.instruction_sets())
 )
 every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]

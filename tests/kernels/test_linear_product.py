@@ -56,7 +56,7 @@ def assert_is_product(got: jax.Array, x: np.ndarray, weight: np.ndarray, dtype: 
 
 
 every_implementation = pytest.mark.parametrize(
-    "implementation", implementations(jax.default_backend(), extension=native.available())
+    "implementation", implementations(jax.default_backend(), instruction_sets=native.instruction_sets())
 )
 
 

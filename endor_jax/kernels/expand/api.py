@@ -39,13 +39,15 @@ def expand(
             )
     if implementation is None:
         return _expand_anywhere(tensor, after)
-    return _EXPAND[resolve(implementation, platform_of(tensor), extension=native.available())](tensor, after)
+    return _EXPAND[resolve(implementation, platform_of(tensor), instruction_sets=native.instruction_sets())](
+        tensor, after
+    )
 
 
 @jax.jit
 def _expand_anywhere(tensor: SparseTensor, after: jax.Array | None) -> jax.Array:
     """The best implementation of whatever platform this is compiled for."""
-    on_cpu = resolve(None, "cpu", extension=native.available())
+    on_cpu = resolve(None, "cpu", instruction_sets=native.instruction_sets())
     return lax.platform_dependent(tensor, after, cpu=_EXPAND[on_cpu], default=xla.expand)
 
 

@@ -74,11 +74,11 @@ def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
         # The dense product there is one of float32 anyway.
         return dense(x, cpu_expand(tensor, x, widened=True), output_dtype=how.output_dtype)
 
-    extension = native.available()
+    instruction_sets = native.instruction_sets()
     if how.implementation is not None:
-        chosen = resolve(how.implementation, platform_of(tensor), extension=extension)
+        chosen = resolve(how.implementation, platform_of(tensor), instruction_sets=instruction_sets)
         return on_cpu(x, tensor) if chosen == "cpu" else expanded(x, tensor)
-    if resolve(None, "cpu", extension=extension) != "cpu":
+    if resolve(None, "cpu", instruction_sets=instruction_sets) != "cpu":
         return expanded(x, tensor)
     return lax.platform_dependent(x, tensor, cpu=on_cpu, default=expanded)
 
