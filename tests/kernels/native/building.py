@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DAMAGES = int(os.environ.get("ENDOR_TEST_KERNEL_DAMAGES", "20"))
+DAMAGES = int(os.environ.get("ENDOR_TEST_KERNEL_DAMAGES", "10"))
 ROOT = Path(__file__).parents[3]
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 NATIVE = ROOT / SETUP["NATIVE"]

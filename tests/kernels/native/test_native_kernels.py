@@ -26,6 +26,7 @@ every_instruction_set = pytest.mark.parametrize(
 
 @every_instruction_set
 @given(strategies.encodable())
+@settings(max_examples=50)
 def test_expand_gives_the_oracle_s_bits(instruction_set: str, case: tuple[np.ndarray, Codec]) -> None:
     array, codec = case
     tensor = encode_array(array, codec.name)
@@ -35,6 +36,7 @@ def test_expand_gives_the_oracle_s_bits(instruction_set: str, case: tuple[np.nda
 
 @every_instruction_set
 @given(strategies.encodable())
+@settings(max_examples=50)
 def test_widened_on_the_way_every_element_is_the_same(
     instruction_set: str, case: tuple[np.ndarray, Codec]
 ) -> None:
@@ -50,6 +52,7 @@ def test_widened_on_the_way_every_element_is_the_same(
 
 @every_instruction_set
 @given(strategies.encodable(), st.integers(1, 35), strategies.dtypes, st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
 def test_products_are_as_near_to_float64_as_any_order_of_sums(
     instruction_set: str, case: tuple[np.ndarray, Codec], count: int, dtype: str, seed: int
 ) -> None:
