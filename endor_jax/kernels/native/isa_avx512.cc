@@ -124,10 +124,14 @@ class Avx512::Decoder {
 
   int width() const { return width_; }
 
-  // Element bits of the fields from bit `position` on.
-  __m512i elements(const uint8_t* bytes, uint64_t position, __m512i base) const {
-    if constexpr (!F::kPacked) return _mm512_loadu_si512(bytes + (position >> 3));
-    const uint64_t from = position - early_;
+  // Bits between the start of a field's window, which is as wide as an element, and the field.
+  int early() const { return early_; }
+  bool four_fit() const { return four_fit_; }
+
+  // Element bits of the fields whose windows start at bit `from`, and every width() bits from there on.
+  template <bool kFourFit>
+  __m512i elements(const uint8_t* bytes, uint64_t from, __m512i base) const {
+    if constexpr (!F::kPacked) return _mm512_loadu_si512(bytes + (from >> 3));
     const __m512i loaded = _mm512_loadu_si512(bytes + (from >> 3));
     __m512i top;  // fields, each with its sign on top of its lane
     if constexpr (kWide) {
@@ -136,7 +140,7 @@ class Avx512::Decoder {
     } else {
       const Lane& lane = lanes_[from & 7];
       const __m512i shifts = _mm512_load_si512(lane.shifts);
-      if (four_fit_) {
+      if constexpr (kFourFit) {
         top = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(bytes_, loaded));
       } else {
         const __m512i first = _mm512_load_si512(lane.bytes);
@@ -171,11 +175,14 @@ class Avx512::Decoder {
   }
 
   int width_;
-  int early_;  // bits between the start of a field's window and the field
+  int early_;
   bool four_fit_ = false;
   const Lane* lanes_ = nullptr;
   __m512i keep_, down_, bytes_, first_half_, second_half_;
 };
+
+// How far ahead of the fields in use others are fetched.
+constexpr int64_t kPrefetchBytes = 2048;
 
 // The escapes of a segment where they belong: the elements of their columns, and a bit per column that has one.
 // Rare as they are, a branch for each would be mispredicted, and cost more than the 32 columns around it.
@@ -208,22 +215,25 @@ class Overlay {
 
 // Calls `use(column, elements, present)` for every 32 or 16 columns of a segment: their element bits, with zeros
 // where there is none, and the mask of the columns there are. `finish(elements, column)` has the last word.
-template <class F, class Finish, class Use>
+template <bool kPrefetch, bool kFourFit, class F, class Finish, class Use>
 inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment, Finish finish, Use use) {
   constexpr int kColumns = Avx512::Decoder<F>::kColumns;
   constexpr uint32_t kAll = kColumns == 32 ? ~0u : 0xffffu;
   const __m512i base = decoder.base(segment.base);
-  uint64_t position = segment.position;
+  uint64_t from = segment.position - decoder.early();
   const auto chunk = [&](int64_t column, uint32_t present) {
-    __m512i elements = decoder.elements(segment.bytes, position, base);
+    if constexpr (kPrefetch) {
+      _mm_prefetch(reinterpret_cast<const char*>(segment.bytes + (from >> 3) + kPrefetchBytes), _MM_HINT_T0);
+    }
+    __m512i elements = decoder.template elements<kFourFit>(segment.bytes, from, base);
     if constexpr (F::kBitmap) {
       const uint32_t word = segment.bitmap[column / 32];
       const uint32_t stored = (kColumns == 32 ? word : word >> (column % 32)) & present;
-      position += static_cast<uint64_t>(__builtin_popcount(stored)) * decoder.width();
+      from += static_cast<uint64_t>(__builtin_popcount(stored)) * decoder.width();
       elements = kColumns == 32 ? _mm512_maskz_expand_epi16(stored, elements)
                                 : _mm512_maskz_expand_epi32(static_cast<__mmask16>(stored), elements);
     } else {
-      position += static_cast<uint64_t>(kColumns) * decoder.width();
+      from += static_cast<uint64_t>(kColumns) * decoder.width();
       if (present != kAll) {  // behind the last column may be anything, NaN too
         elements = kColumns == 32 ? _mm512_maskz_mov_epi16(present, elements)
                                   : _mm512_maskz_mov_epi32(static_cast<__mmask16>(present), elements);
@@ -236,14 +246,20 @@ inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment
   if (column < segment.columns) chunk(column, (1u << (segment.columns - column)) - 1);
 }
 
-template <class F, class Use>
+template <bool kPrefetch, class F, class Finish, class Use>
+inline void each_finished(const Avx512::Decoder<F>& decoder, const Segment& segment, Finish finish, Use use) {
+  decoder.four_fit() ? each_chunk<kPrefetch, true>(decoder, segment, finish, use)
+                     : each_chunk<kPrefetch, false>(decoder, segment, finish, use);
+}
+
+template <bool kPrefetch, class F, class Use>
 inline void each(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
   if (segment.escapes.count > 0) {
     const Overlay<F::kNumber> escapes(segment);
     const auto finish = [&](__m512i elements, int64_t column) { return escapes.over(elements, column); };
-    each_chunk(decoder, segment, finish, use);
+    each_finished<kPrefetch>(decoder, segment, finish, use);
   } else {
-    each_chunk(decoder, segment, [](__m512i elements, int64_t) { return elements; }, use);
+    each_finished<kPrefetch>(decoder, segment, [](__m512i elements, int64_t) { return elements; }, use);
   }
 }
 
@@ -251,7 +267,15 @@ inline void each(const Avx512::Decoder<F>& decoder, const Segment& segment, Use 
 template <Number kNumber>
 inline __m512i widen16(__m256i elements) {
   if constexpr (kNumber == Number::kBFloat16) return _mm512_slli_epi32(_mm512_cvtepu16_epi32(elements), 16);
-  return _mm512_castps_si512(_mm512_cvtph_ps(elements));
+  const __m512 values = _mm512_cvtph_ps(elements);
+  const __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+  if (__builtin_expect(nan == 0, 1)) return _mm512_castps_si512(values);
+  // The conversion makes every NaN a quiet one; its bits belong where they are.
+  const __m512i bits = _mm512_cvtepu16_epi32(elements);
+  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x8000)), 16);
+  const __m512i mantissa = _mm512_slli_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x3ff)), 13);
+  const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+  return _mm512_mask_or_epi32(_mm512_castps_si512(values), nan, _mm512_or_si512(sign, mantissa), exponent);
 }
 
 template <class F>
@@ -270,11 +294,11 @@ void Avx512::expand(const Decoder<F>& decoder, const Segment& segment, uint8_t* 
     }
   };
   if (!widened || kBytes == 4) {
-    each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
+    each<false>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
       put(out + kBytes * column, elements, kBytes, present, kBytes == 2 ? ~0u : 0xffffu);
     });
   } else if constexpr (kBytes == 2) {
-    each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
+    each<false>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
       const __m512i low = widen16<F::kNumber>(_mm512_castsi512_si256(elements));
       const __m512i high = widen16<F::kNumber>(_mm512_extracti64x4_epi64(elements, 1));
       put(out + 4 * column, low, 4, present & 0xffffu, 0xffffu);
@@ -292,7 +316,7 @@ class Avx512::Sums {
   }
 
   void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* x) {
-    each(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
+    each<kPrefetch>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
       if constexpr (kInputs == InputFormat::kBFloat16) {
         for (int i = 0; i < n; ++i) {
           const __m512i input = _mm512_load_si512(input_at<kInputs, n>(x, i, column));
@@ -322,6 +346,10 @@ class Avx512::Sums {
   }
 
  private:
+  // Measured on Zen 4: up to half again as fast, but 5 % slower for one bfloat16 input of packed weights, which
+  // keeps the processor busy as it is. Expanding writes past the caches and is slower with it.
+  static constexpr bool kPrefetch = !(F::kPacked && kInputs == InputFormat::kBFloat16 && n == 1);
+
   void multiply(int i, __m512i elements, const uint8_t* input) {
     sums_[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(elements), _mm512_load_ps(input), sums_[i]);
   }

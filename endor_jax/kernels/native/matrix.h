@@ -70,6 +70,10 @@ class PartView {
   // Null if the part can be read as `layout` says, else what is wrong with it.
   static ENDOR_INLINED const char* problem(const Layout& layout, int64_t words) {
     const int64_t segments = layout.rows * layout.segments();
+    const int bits = 8 * element_bytes(layout.number), b = layout.field_bits;
+    // Tables have an entry for every width there is.
+    const bool width = layout.packed() ? b > mantissa_bits(layout.number) + 1 && b < bits : b == bits;
+    if (!width) return "the fields have a width that no codec has";
     const bool inside = layout.rows > 0 && layout.columns > 0 && layout.header >= 0 &&
                         layout.header + 2 <= words && layout.offsets >= 0 && layout.offsets + segments <= words &&
                         (!layout.has_bitmap() || layout.bitmap + layout.rows * layout.words_per_row() <= words) &&
