@@ -20,6 +20,7 @@ from endor_jax.store.digest import digest_bytes, digest_chunks
 from endor_jax.store.direct import ReadAt, check_length, check_reader, open_part, read_part
 from endor_jax.store.files import inside, read_bytes
 from endor_jax.store.manifest import Manifest, Part, StoredRecord, read_manifest
+from endor_jax.store.mapping import MappedPart
 from endor_jax.store.part import DATA_FILE, METADATA_FILE, check_part
 from endor_jax.store.reader_choice import Choice, choose_reader
 
@@ -92,9 +93,35 @@ class Checkpoint:
         with self._lock:
             self.bytes_read += part.length_bytes
         if first:
-            check_digests(self.path, self.manifest, part, digest_chunks(data, part.chunk_bytes))
-            with self._lock:
-                self._verified.add(part.path)
+            self._compare(part, data)
+
+    def _compare(self, part: Part, data: np.ndarray) -> None:
+        check_digests(self.path, self.manifest, part, digest_chunks(data, part.chunk_bytes))
+        with self._lock:
+            self._verified.add(part.path)
+
+    def map_part(self, part: Part) -> MappedPart:
+        """The part's file in memory, as long as its buffers are (`part.buffer_bytes`); nothing is read before
+        `fetch_mapped`.
+
+        Raises as `read_part` does, and
+        UnsupportedError elsewhere than on Linux.
+        """
+        directory = self.path / part.path
+        check_length(directory, part.length_bytes)
+        return MappedPart(directory, length_bytes=part.length_bytes, size_bytes=part.buffer_bytes)
+
+    def fetch_mapped(self, part: Part, mapped: MappedPart) -> None:
+        """Brings a mapped part into memory; the first time, its digests are compared.
+
+        Raises as `read_part` does.
+        """
+        first = self._check_metadata(part)
+        mapped.fetch()
+        with self._lock:
+            self.bytes_read += part.length_bytes
+        if first:
+            self._compare(part, mapped.bytes[: part.length_bytes])
 
     @contextmanager
     def open_part(self, part: Part) -> Iterator[ReadAt]:

@@ -10,8 +10,9 @@ import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from endor_jax.errors import StreamError
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
+from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, Wanted, closed_error
@@ -50,10 +52,12 @@ class Streamable:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A record on its way to the device: its arrays, and the slots they came from, to be given back."""
+    """A record on its way to the device: its arrays, and what is given back when they are no longer needed:
+    the slots they came from, and the pages of a record whose parts are mapped."""
 
     words: tuple[jax.Array, ...]
     slots: tuple[np.ndarray, ...]
+    mapped: Streamable | None = None
 
 
 class Executor:
@@ -82,10 +86,11 @@ class Executor:
                 self._kept[i] = self._load(record)
         from_disk = [record for record, tier in zip(self._records, plan.tiers, strict=True) if tier == "disk"]
         order = [Wanted(record.name, part) for record in from_disk for part in record.parts]
-        self._ring = Ring(plan.slots, plan.slot_bytes)
-        self._prefetcher = Prefetcher(
-            order, self._ring, read=lambda part, into: checkpoint.read_part(part, into=into)
-        )
+        # Where the device works in host memory, mapped parts are used where the page cache has them.
+        in_place = bool(order) and shares_memory(device) and checkpoint.reader == "mmap"
+        self._mapped = {wanted.part: checkpoint.map_part(wanted.part) for wanted in order if in_place}
+        self._ring = Ring(plan.slots, 0 if in_place else plan.slot_bytes)
+        self._prefetcher = Prefetcher(order, self._ring, read=partial(_read, checkpoint, self._mapped))
         # A stream that nobody closed stops reading when dropped, or the process would abort as it exits.
         weakref.finalize(self, self._prefetcher.close)
 
@@ -106,7 +111,8 @@ class Executor:
             self._in_flight.append(Transfer(self._put(record, self._kept[index]), slots=()))
             return
         slots = tuple(self._prefetcher.take() for _ in record.parts)
-        self._in_flight.append(Transfer(self._put(record, slots), slots))
+        buffers = tuple(self._mapped[part].bytes for part in record.parts) if self._mapped else slots
+        self._in_flight.append(Transfer(self._put(record, buffers), slots, record if self._mapped else None))
 
     def _arrived(self, index: int) -> Transfer:
         """A record whose turn it is. Its slots are free again, unless its arrays are those very slots."""
@@ -118,11 +124,15 @@ class Executor:
         self.bytes_transferred += demand.buffer_bytes
         if shares_memory(self._device):
             return transfer
-        self._release(transfer.slots)
+        self._release(transfer)
         return Transfer(transfer.words, slots=())
 
-    def _release(self, slots: Sequence[np.ndarray]) -> None:
-        for slot in slots:
+    def _release(self, transfer: Transfer | None) -> None:
+        if transfer is None:
+            return
+        for part in transfer.mapped.parts if transfer.mapped else ():
+            self._mapped[part].forget()
+        for slot in transfer.slots:
             self._ring.release(slot)
 
     def run(self, step: Callable[[int, Record], object]) -> None:
@@ -158,7 +168,7 @@ class Executor:
             for action in prologue(streamed, depth):
                 self._issue(action.record)
         running: object = None
-        in_use: tuple[np.ndarray, ...] = ()
+        in_use: Transfer | None = None
         for action in one_pass(len(self._records), streamed, depth):
             if action.kind == "put":
                 self._issue(action.record)
@@ -167,7 +177,7 @@ class Executor:
             result = step(action.record, Record(arrived.words, self._records[action.record].layout))
             jax.block_until_ready(running)
             self._release(in_use)
-            running, in_use = result, arrived.slots
+            running, in_use = result, arrived
             del arrived
         jax.block_until_ready(running)
         self._release(in_use)
@@ -180,7 +190,16 @@ class Executor:
             self._in_flight.clear()
             self._kept.clear()
             self._resident.clear()
+            self._mapped.clear()
             gc.collect()  # JAX lets go of adopted buffers only when Python collects garbage
+
+
+def _read(checkpoint: Checkpoint, mapped: Mapping[Part, MappedPart], part: Part, slot: np.ndarray) -> None:
+    """Fills a slot; of a mapped part, the slot only stands for the pages that are brought into memory."""
+    if part in mapped:
+        checkpoint.fetch_mapped(part, mapped[part])
+    else:
+        checkpoint.read_part(part, into=slot)
 
 
 def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarray, ...]:

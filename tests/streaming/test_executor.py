@@ -191,3 +191,23 @@ def test_results_do_not_depend_on_the_depth(checkpoint: Checkpoint) -> None:
         with endor.stream(apply, checkpoint.path, device_memory=2**30, host_memory=0, depth=depth) as run:
             found.add(np.asarray(run(inputs())[0]).tobytes())
     assert len(found) == 1
+
+
+@pytest.mark.skipif(not shares_memory(DEVICE), reason="parts are used where they are mapped on CPU only")
+@pytest.mark.parametrize("tiers", [("disk",) * 5, ("device", "disk", "host", "disk", "disk")])
+def test_mapped_parts_are_used_where_they_lie(checkpoint: Checkpoint, tiers: tuple[Tier, ...]) -> None:
+    with endor.open(checkpoint.path, reader="mmap") as mapping:
+        run = executor(mapping, tiers)
+        addresses = {path: mapped.bytes.ctypes.data for path, mapped in run._mapped.items()}
+        assert len(addresses) == 2 * tiers.count("disk")
+        used: list[int] = []
+
+        def step(index: int, record: Record) -> Any:
+            if tiers[index] == "disk":
+                used.extend(words.unsafe_buffer_pointer() for words in record.words)
+            return record.words
+
+        run.run(step)
+        assert sorted(used) == sorted(addresses.values())
+        check(run)
+        run.close()
