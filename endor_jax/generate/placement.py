@@ -13,6 +13,7 @@ from endor_jax.errors import OptionError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
 from endor_jax.generate.embedding import held_bytes
 from endor_jax.kernels.backends import resolve
+from endor_jax.kernels.linear.cpu import fused_rows
 from endor_jax.models import LlamaConfig, OptConfig
 from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.executor import Streamable
@@ -118,13 +119,15 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     # What the products of attention make of one layer's keys and values: copies, transposed and widened.
     mixed = 2 * array_bytes((shape.positions, config.kv_heads, config.head_dim), "float32")
     logits = 2 * 4 * config.vocabulary_size * shape.sequences
-    # Scores of all heads, masked, and their softmax, in float32: no matrix is dense meanwhile.
+    # Scores of all heads, masked, and their softmax, in float32.
     scores = 3 * 4 * tokens * config.heads * shape.capacity
+    expanded = expanded_bytes(manifest, shares_memory=shares_memory)
     device = (
         ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
-        ("activations", positions + widest + mixed + logits),
-        ("step temporaries", max(expanded_bytes(manifest, shares_memory=shares_memory), scores)),
+        ("activations", positions + logits),
+        # Attention is over when the MLP begins, and no matrix is dense while scores are.
+        ("step temporaries", max(mixed + max(scores, expanded), widest + expanded)),
     )
     weight = manifest.layout(records["embedding"])["weight"]
     assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
@@ -136,15 +139,17 @@ def expanded_bytes(manifest: Manifest, *, shares_memory: bool) -> int:
     """Room for expanding inside a step: one matrix at a time, because each waits for the product before.
 
     XLA makes its elements, once more where escapes are scattered into them, and for the product on CPU
-    float32; the extension makes float32 at once.
+    float32; the extension makes float32 at once, of what it does not multiply fused even with a whole chunk.
     """
     platform = "cpu" if shares_memory else "gpu"
-    widens = resolve(None, platform, instruction_sets=native.instruction_sets()) == "cpu"
+    compiled = resolve(None, platform, instruction_sets=native.instruction_sets()) == "cpu"
 
     def dense(tensor: FieldLayout, parts: int) -> int:
         element = tensor.number.bits // 8
         copies = 2 if tensor.codec.kind == "packed" else 1
-        return parts * tensor.rows * tensor.columns * (4 if widens else copies * element + 4)
+        if compiled and fused_rows(CHUNK, tensor):
+            return 0
+        return parts * tensor.rows * tensor.columns * (4 if compiled else copies * element + 4)
 
     layouts = {record.layout for record in pass_records(manifest)}
     return max(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def attributes(layout: FieldLayout, *, parts: int, instruction_set: str | None) 
     }
 
 
-def mapped(call: jax.custom_batching.custom_vmap, batched: Sequence[bool], *arrays: jax.Array) -> jax.Array:
+def mapped(call: Callable[..., jax.Array], batched: Sequence[bool], *arrays: jax.Array) -> jax.Array:
     """`call` for each element of a batch, one after another: words of several records."""
 
     def one(batch: Sequence[jax.Array]) -> jax.Array:

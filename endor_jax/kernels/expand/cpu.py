@@ -53,7 +53,10 @@ def expand(
     ) -> tuple[Shaped[Array, " ..."], bool]:
         del size
         if any(batched[:parts]):
-            return mapped(expanded, batched, *arrays), True
+            # As integers: a loop carries bfloat16 by way of float32, which changes NaNs (jax 0.10.2).
+            unsigned = jnp.dtype(f"uint{8 * dtype.itemsize}")
+            bits = mapped(lambda *one: lax.bitcast_convert_type(expanded(*one), unsigned), batched, *arrays)
+            return lax.bitcast_convert_type(bits, dtype), True
         return expanded(*arrays[:parts], *(bits[0] for bits in arrays[parts:])), False
 
     return expanded(*(jnp.asarray(words) for words in tensor.parts), *_first_bits(earlier))

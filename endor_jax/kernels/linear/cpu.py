@@ -21,14 +21,25 @@ from endor_jax.kernels.custom_call import attributes, mapped, target
 
 MOST_ROWS = 32
 """Rows of x up to which the fused product is used: with more, one expansion serves so many products that a
-dense one is faster (docs/benchmarks/, `endor bench linear`)."""
+dense one is faster (`endor bench linear`)."""
+MOST_ROWS_OF_LARGE = 128
+"""The same for a matrix of more than LARGE_BYTES in float32: memory for that is fresh from the system every
+time, and its first touch takes as long as the product (docs/kernels.md)."""
+LARGE_BYTES = 32 * 2**20
 
 
 def fused(x: jax.Array | jax.ShapeDtypeStruct, layout: TensorLayout, output_dtype: DTypeLike) -> bool:
     """Whether this product is computed fused: a pure function of shapes, dtypes and layout."""
-    rows = math.prod(x.shape[:-1])
     dtypes = {jnp.dtype(x.dtype).name, jnp.dtype(output_dtype).name}
-    return isinstance(layout, FieldLayout) and 1 <= rows <= MOST_ROWS and dtypes <= FLOAT_FORMATS.keys()
+    return dtypes <= FLOAT_FORMATS.keys() and fused_rows(math.prod(x.shape[:-1]), layout)
+
+
+def fused_rows(rows: int, layout: TensorLayout) -> bool:
+    """Whether the product of so many rows of x with a matrix of this layout is computed fused."""
+    if not isinstance(layout, FieldLayout):
+        return False
+    large = 4 * math.prod(layout.shape) > LARGE_BYTES
+    return 1 <= rows <= (MOST_ROWS_OF_LARGE if large else MOST_ROWS)
 
 
 def linear(
@@ -40,8 +51,9 @@ def linear(
 ) -> Float[Array, "*batch outputs"]:
     """x @ expand(tensor).T in `output_dtype`, summed in float32 and rounded once.
 
-    x, output_dtype: bfloat16, float16 or float32. A row's result does not depend on how many rows x has.
-    Subnormal products may count as zero, as everywhere in XLA on CPU. instruction_set: as in `expand`.
+    x, output_dtype: bfloat16, float16 or float32. With AVX-512 a row's result does not depend on how many
+    rows x has; with other instruction sets the order of its sum does. Subnormal products may count as zero,
+    as everywhere in XLA on CPU. instruction_set: as in `expand`.
     Raises UnsupportedError where the extension was not built.
     """
     layout = tensor.layout

@@ -11,8 +11,9 @@
 namespace endor {
 namespace {
 
-// A task has at least this many elements: less is done before another thread has woken up.
-constexpr int64_t kTaskElements = 1 << 16;
+// What one thread does before another has woken up, in elements that are expanded or multiplied with one input:
+// with less than that for each, more threads take longer.
+constexpr int64_t kThreadElements = 1 << 19;
 // Tasks per thread: more of them even out threads of different speed.
 constexpr int64_t kTasksPerThread = 8;
 // Results above this size are written past the caches, which could not hold them anyway.
@@ -32,10 +33,12 @@ struct Block {
   int64_t part, first, last;
 };
 
-std::vector<Block> blocks_of(const Matrix& matrix, int64_t threads) {
+// The rows cut into tasks for as many threads as are worth it; `inputs` each element is multiplied with.
+std::vector<Block> blocks_of(const Matrix& matrix, int64_t threads, int64_t inputs) {
   const Layout& layout = matrix.layout;
-  const int64_t wanted = std::max(kTaskElements, matrix.rows * layout.columns / (threads * kTasksPerThread));
-  const int64_t step = std::max<int64_t>(1, wanted / layout.columns);
+  const int64_t worth = matrix.rows * layout.columns * inputs / kThreadElements;
+  const int64_t tasks = worth < 2 ? 1 : std::min(threads, worth) * kTasksPerThread;
+  const int64_t step = (matrix.rows + tasks - 1) / tasks;
   std::vector<Block> blocks;
   for (int64_t part = 0; part < static_cast<int64_t>(matrix.parts.size()); ++part) {
     const int64_t rows = std::min(layout.rows, matrix.rows - part * layout.rows);
@@ -127,7 +130,7 @@ const char* expand(const Matrix& matrix, const RowKernels& kernels, const Worker
   const Layout& layout = matrix.layout;
   const int64_t row_bytes = layout.columns * (widen ? 4 : element_bytes(layout.number));
   const bool streaming = matrix.rows * row_bytes >= kStreamingBytes;
-  run(workers, blocks_of(matrix, workers.threads), [&](const Block& block) {
+  run(workers, blocks_of(matrix, workers.threads, 1), [&](const Block& block) {
     const Part& part = matrix.parts[block.part];
     uint8_t* to = static_cast<uint8_t*>(out) + (block.part * layout.rows + block.first) * row_bytes;
     kernels.expand(PartView(layout, part.words, part.count), block.first, block.last, to, widen, streaming);
@@ -144,7 +147,7 @@ const char* multiply(const Matrix& matrix, const RowKernels& kernels, const Work
   for (int64_t i = 0; i < x.count; i += kMostInputs) {
     const PreparedInputs prepared(x, layout.columns, format, i, std::min<int64_t>(kMostInputs, x.count - i));
     const Inputs inputs = prepared.inputs();
-    run(workers, blocks_of(matrix, workers.threads), [&](const Block& block) {
+    run(workers, blocks_of(matrix, workers.threads, inputs.count), [&](const Block& block) {
       const PartView part(layout, matrix.parts[block.part].words, matrix.parts[block.part].count);
       const int64_t rows = block.last - block.first, row = block.part * layout.rows + block.first;
       std::vector<float> sums(rows * inputs.count);
