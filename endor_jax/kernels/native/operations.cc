@@ -13,7 +13,7 @@ namespace {
 
 // What one thread does before another has woken up, in elements that are expanded or multiplied with one input:
 // with less than that for each, more threads take longer.
-constexpr int64_t kThreadElements = 1 << 19;
+constexpr int64_t kThreadElements = 1 << 17;
 // Tasks per thread: more of them even out threads of different speed.
 constexpr int64_t kTasksPerThread = 8;
 // Results above this size are written past the caches, which could not hold them anyway.
