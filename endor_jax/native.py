@@ -87,7 +87,7 @@ def available() -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded library. Raises UnsupportedError if it was not built."""
+    """The loaded library. Raises UnsupportedError if it was not built, or not for this system."""
     if not available():
         raise UnsupportedError(
             "compiled extension",
@@ -95,7 +95,15 @@ def library() -> ctypes.CDLL:
             expected="the library that installing with a C++ compiler builds",
             fix="install g++ and endor_jax again, or leave implementation out to use XLA",
         )
-    loaded = ctypes.CDLL(str(path()))
+    try:
+        loaded = ctypes.CDLL(str(path()))
+    except OSError as error:  # one of another system, or of newer libraries than there are
+        raise UnsupportedError(
+            "compiled extension",
+            got=str(error),
+            expected="a library built for this system",
+            fix="install endor_jax again from its sources, or remove that file to use XLA",
+        ) from error
     loaded.endor_instruction_sets.restype = ctypes.c_char_p
     for name in ("endor_expand", "endor_multiply", "endor_count_fields", "endor_write_fields"):
         getattr(loaded, name).restype = ctypes.c_char_p

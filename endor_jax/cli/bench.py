@@ -81,6 +81,7 @@ def expand(
 
     if plot is not None:
         check_plot(plot)
+    _check_record(record)
     settings = ExpandSettings(
         shapes=tuple(map(parse_shape, shape or ())) or SHAPES,
         codecs=tuple(codec or CODECS),
@@ -122,6 +123,7 @@ def linear(
 
     if plot is not None:
         check_plot(plot)
+    _check_record(record)
     settings = LinearSettings(
         shapes=tuple(map(parse_shape, shape or ())) or SHAPES,
         rows=tuple(rows or ROWS),
@@ -166,6 +168,7 @@ def decode(
 
     if plot is not None:
         check_plot(plot)
+    _check_record(record)
     settings = DecodeSettings(sparsity=sparsity, values=values, prompt=prompt, tokens=tokens, rounds=rounds)
     output = Output(as_json, quiet, verbose)
     cache = Path(os.environ.get("ENDOR_CACHE", "~/.cache/endor_jax")).expanduser()
@@ -207,11 +210,17 @@ def _note_missing(output: Output, *peers: str) -> None:
             output.notes.print(f"no {peer}: not measured (pip install 'endor_jax[reference]')")
 
 
+def _check_record(record: Path | None) -> None:
+    """Finds out that a record cannot be written before hours of measuring, not after. Raises OSError."""
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.open("a").close()
+
+
 def _show(output: Output, measured: Measured, tables: list[RenderableType], record: Path | None) -> None:
     """The record to its file, and to stdout: as JSON, or as tables."""
     values = measured.to_json()
     if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(values, indent=1) + "\n")
     if output.as_json:
         output.json(values)

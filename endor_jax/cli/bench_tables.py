@@ -59,10 +59,15 @@ def linear_tables(record: LinearRecord) -> list[RenderableType]:
     from endor_jax.bench.matrices import shape_name
 
     tables: list[RenderableType] = [_linear_table(case) for case in record.cases]
-    crossovers = _table("fused is not the fastest from", "of ours", "of all", caption="rows of x")
+    crossovers = _table(
+        "rows of x from which another is faster than fused",
+        "one of ours",
+        "a dense peer",
+        caption="never: not up to the most rows measured",
+    )
     for each in record.crossovers:
         name = f"{shape_name(each.shape)}, {each.threads} thread(s)"
-        crossovers.add_row(name, *(str(rows or "none") for rows in (each.of_ours, each.of_all)))
+        crossovers.add_row(name, *(str(rows or "never") for rows in (each.of_ours, each.of_all)))
     return [*tables, crossovers] if record.crossovers else tables
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -56,12 +57,16 @@ def examine() -> dict[str, Any]:
     import jax
 
     from endor_jax import native
+    from endor_jax.errors import UnsupportedError
     from endor_jax.kernels.backends import resolve
     from endor_jax.memory import free_host_bytes
     from endor_jax.streaming.sizes import format_size
     from endor_jax.version import VERSION
 
     devices = jax.local_devices()
+    instruction_sets: tuple[str, ...] = ()
+    with contextlib.suppress(UnsupportedError):  # `compiled_kernels` says what is wrong with them
+        instruction_sets = native.instruction_sets()
     return {
         "endor_jax": VERSION,
         "python": platform.python_version(),
@@ -72,7 +77,7 @@ def examine() -> dict[str, Any]:
         ],
         "devices": [f"{device.device_kind} ({device.platform} {device.id})" for device in devices],
         "expand": [
-            f"{device.platform}: {resolve(None, device.platform, instruction_sets=native.instruction_sets())}"
+            f"{device.platform}: {resolve(None, device.platform, instruction_sets=instruction_sets)}"
             for device in devices
         ],
         "compiled_kernels": _compiled_kernels(),
@@ -83,9 +88,13 @@ def examine() -> dict[str, Any]:
 def _compiled_kernels() -> str:
     """The instruction sets that they have and this processor too, best first; or why there are none."""
     from endor_jax import native
+    from endor_jax.errors import EndorError
 
     if native.available():
-        return ", ".join(native.instruction_sets())
+        try:
+            return ", ".join(native.instruction_sets())
+        except EndorError as error:
+            return f"built, but {error}"
     return (
         "not built: no C++ compiler when endor_jax was installed, or it failed; XLA serves. "
         "To build them: install g++ or clang++, then endor_jax again with pip's --no-cache-dir -v"

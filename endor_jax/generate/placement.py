@@ -117,11 +117,12 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     tokens = max(CHUNK, shape.sequences)
     widest = 4 * 4 * tokens * (config.intermediate_size + config.hidden_size)
     # What the products of attention make of one layer's keys and values: copies, transposed and widened.
-    mixed = 2 * array_bytes((shape.positions, config.kv_heads, config.head_dim), "float32")
+    held = shape.positions, config.kv_heads, config.head_dim
+    mixed = 2 * array_bytes(held, "float32") + array_bytes(held, shape.dtype)
     logits = 2 * 4 * config.vocabulary_size * shape.sequences
     # Scores of all heads, masked, and their softmax, in float32.
     scores = 3 * 4 * tokens * config.heads * shape.capacity
-    expanded = expanded_bytes(manifest, shares_memory=shares_memory)
+    expanded = expanded_bytes(manifest, rows=tokens, shares_memory=shares_memory)
     device = (
         ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
@@ -135,11 +136,11 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     return FixedCosts(device=device, host=(("token embedding", embedding),))
 
 
-def expanded_bytes(manifest: Manifest, *, shares_memory: bool) -> int:
+def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool) -> int:
     """Room for expanding inside a step: one matrix at a time, because each waits for the product before.
 
     XLA makes its elements, once more where escapes are scattered into them, and for the product on CPU
-    float32; the extension makes float32 at once, of what it does not multiply fused even with a whole chunk.
+    float32; the extension makes float32 at once, of what it does not multiply fused with as many rows of x.
     """
     platform = "cpu" if shares_memory else "gpu"
     compiled = resolve(None, platform, instruction_sets=native.instruction_sets()) == "cpu"
@@ -147,7 +148,7 @@ def expanded_bytes(manifest: Manifest, *, shares_memory: bool) -> int:
     def dense(tensor: FieldLayout, parts: int) -> int:
         element = tensor.number.bits // 8
         copies = 2 if tensor.codec.kind == "packed" else 1
-        if compiled and fused_rows(CHUNK, tensor):
+        if compiled and fused_rows(rows, tensor):
             return 0
         return parts * tensor.rows * tensor.columns * (4 if compiled else copies * element + 4)
 

@@ -12,6 +12,7 @@ import numpy as np
 from endor_jax import native
 from endor_jax.errors import UnsupportedError
 from endor_jax.format.layout import FieldLayout, matrix_shape
+from endor_jax.format.tensor import Words
 
 
 @functools.cache
@@ -23,6 +24,21 @@ def target(name: str) -> str:
     handler: ctypes._NamedFuncPointer = getattr(native.library(), f"{name}_handler")
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     return name
+
+
+def call(
+    name: str, result: jax.ShapeDtypeStruct, *arrays: jax.Array, **described: np.int64 | str
+) -> jax.Array:
+    """The custom call `name`. Raises UnsupportedError if the extension was not built."""
+    return varying_as(jax.ffi.ffi_call(target(name), result)(*arrays, **described), *arrays)
+
+
+def varying_as(array: jax.Array, *others: Words) -> jax.Array:
+    """The same array; inside shard_map one that varies over every mesh axis that one of the others varies
+    over, as the result of any JAX operation on them does."""
+    axes = frozenset().union(*(jax.typeof(other).manual_axis_type.varying for other in others))
+    missing = tuple(sorted(axes - jax.typeof(array).manual_axis_type.varying))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
 
 
 def attributes(layout: FieldLayout, *, parts: int, instruction_set: str | None) -> dict[str, np.int64 | str]:

@@ -70,7 +70,8 @@ def attend(
     Scores and softmax are float32. Every query sees at least itself, so no row of scores is empty.
 
     On CPU only as much of the cache is looked at as holds what any query sees, rounded up to a power of two:
-    there what is masked costs as much as what is not. A GPU would wait for the host to choose.
+    there what is masked costs as much as what is not. How much that is depends on the longest sequence of a
+    batch, and with it the order of sums. A GPU would wait for the host to choose.
     """
     lengths = _lengths(cache.capacity)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import GetAttrKey
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from endor_jax.errors import InvalidInputError
 
@@ -91,6 +91,7 @@ def write(
     return KVCache(_write(cache.keys, keys, start), _write(cache.values, values, start))
 
 
+@jax.custom_jvp
 def _write(
     old: Float[Array, "batch capacity kv_heads head_dim"],
     new: Float[Array, "batch time kv_heads head_dim"],
@@ -103,6 +104,22 @@ def _write(
     unsigned = jnp.dtype(f"uint{8 * old.dtype.itemsize}")
     bits = lax.bitcast_convert_type(old, unsigned)
     new_bits = lax.bitcast_convert_type(new.astype(old.dtype), unsigned)
+    return lax.bitcast_convert_type(_put(bits, new_bits, start), old.dtype)
+
+
+@_write.defjvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Through integers no gradient flows, so it is given."""
+    old, new, start = primals
+    changed_old, changed_new, _ = tangents
+    return _write(old, new, start), _put(changed_old, changed_new.astype(old.dtype), start)
+
+
+def _put(
+    old: Shaped[Array, "batch capacity kv_heads head_dim"],
+    new: Shaped[Array, "batch time kv_heads head_dim"],
+    start: Int[Array, " batch"],
+) -> Shaped[Array, "batch capacity kv_heads head_dim"]:
     for i in range(new.shape[0]):
-        bits = lax.dynamic_update_slice(bits, new_bits[i : i + 1], (i, start[i], 0, 0))
-    return lax.bitcast_convert_type(bits, old.dtype)
+        old = lax.dynamic_update_slice(old, new[i : i + 1], (i, start[i], 0, 0))
+    return old

@@ -1,12 +1,14 @@
 """A part's file mapped into memory: its bytes are used where the page cache has them, without a copy.
 
-A file that is cut off while it is mapped, or a disk that fails, is SIGBUS, which ends the process: no
-exception can be made of it. Only for who asks for it by name (`reader="mmap"`).
+A file that is cut off, or a disk that fails, between `fetch` and the use of a page that had to go meanwhile,
+is SIGBUS, which ends the process: no exception can be made of it. Only for who asks for it by name.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import mmap
 import os
 from pathlib import Path
@@ -23,7 +25,7 @@ _MAP_FIXED, _POPULATE_READ = 0x10, 22
 
 
 class MappedPart:
-    """The file of a part at the start of an address range of `size_bytes`, behind which are zeros.
+    """The file of a part at the start of an address range of `size_bytes`; behind the file's pages are zeros.
 
     bytes: (size_bytes,) uint8, not to be written. Pages come into memory when they are touched, or with
     `fetch`; `forget` gives them back to the page cache. They count as resident in between.
@@ -55,23 +57,37 @@ class MappedPart:
         self.bytes.flags.writeable = False
 
     def fetch(self) -> None:
-        """Brings all pages into memory, and waits for them."""
+        """Brings all pages into memory, and waits for them. Raises OSError if the file was cut off."""
         try:
-            self._range.madvise(_POPULATE_READ, 0, self._length)
-        except OSError:  # before Linux 5.14: one byte of each page
-            self.bytes[: self._length : mmap.PAGESIZE].sum()
+            self._advise(_POPULATE_READ)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the file was cut off, or its disk fails
+                raise
+            self.bytes[: self._length : mmap.PAGESIZE].sum()  # before Linux 5.14: one byte of each page
 
     def forget(self) -> None:
         """Takes the pages out of this process; the page cache keeps them while it has room."""
-        self._range.madvise(mmap.MADV_DONTNEED, 0, self._length)
+        self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        # Not mmap.madvise: that holds Python's lock while the disk is read, and nothing runs meanwhile.
+        if _libc().madvise(self.bytes.ctypes.data, self._length, advice):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
 
 
 def _map_over(address: int, length: int, handle: int) -> None:
     """Maps a file over what is mapped at an address. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    mapped = libc.mmap(address, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle, 0)
+    mapped = _libc().mmap(address, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle, 0)
     if mapped != address:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

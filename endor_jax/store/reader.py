@@ -101,10 +101,9 @@ class Checkpoint:
             self._verified.add(part.path)
 
     def map_part(self, part: Part) -> MappedPart:
-        """The part's file in memory, as long as its buffers are (`part.buffer_bytes`); nothing is read before
-        `fetch_mapped`.
+        """The part's file in memory, as long as its buffers are (`part.buffer_bytes`).
 
-        Raises as `read_part` does, and
+        Nothing is read before `fetch_mapped`. Raises as `read_part` does, and
         UnsupportedError elsewhere than on Linux.
         """
         directory = self.path / part.path

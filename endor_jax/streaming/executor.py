@@ -53,11 +53,11 @@ class Streamable:
 @dataclass(frozen=True)
 class Transfer:
     """A record on its way to the device: its arrays, and what is given back when they are no longer needed:
-    the slots they came from, and the pages of a record whose parts are mapped."""
+    the slots they came from, and the pages of mapped parts."""
 
     words: tuple[jax.Array, ...]
     slots: tuple[np.ndarray, ...]
-    mapped: Streamable | None = None
+    mapped: tuple[MappedPart, ...] = ()
 
 
 class Executor:
@@ -111,8 +111,9 @@ class Executor:
             self._in_flight.append(Transfer(self._put(record, self._kept[index]), slots=()))
             return
         slots = tuple(self._prefetcher.take() for _ in record.parts)
-        buffers = tuple(self._mapped[part].bytes for part in record.parts) if self._mapped else slots
-        self._in_flight.append(Transfer(self._put(record, buffers), slots, record if self._mapped else None))
+        mapped = tuple(self._mapped[part] for part in record.parts) if self._mapped else ()
+        buffers = tuple(part.bytes for part in mapped) or slots
+        self._in_flight.append(Transfer(self._put(record, buffers), slots, mapped))
 
     def _arrived(self, index: int) -> Transfer:
         """A record whose turn it is. Its slots are free again, unless its arrays are those very slots."""
@@ -130,8 +131,8 @@ class Executor:
     def _release(self, transfer: Transfer | None) -> None:
         if transfer is None:
             return
-        for part in transfer.mapped.parts if transfer.mapped else ():
-            self._mapped[part].forget()
+        for part in transfer.mapped:
+            part.forget()
         for slot in transfer.slots:
             self._ring.release(slot)
 

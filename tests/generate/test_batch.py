@@ -77,10 +77,8 @@ def test_a_batch_costs_cache_and_activations(float32):
         four = dict(model.plan.fixed.device)
     assert four["KV cache"] == 4 * one["KV cache"]
     assert four["activations"] > one["activations"]
-    assert {name: four[name] for name in four if four[name] == one[name]}.keys() == {
-        "stem and final",
-        "step temporaries",
-    }
+    assert four["step temporaries"] > one["step temporaries"]  # copies of keys and values
+    assert four["stem and final"] == one["stem and final"]
 
 
 def test_sampling_does_not_depend_on_the_neighbours(float32):

@@ -121,7 +121,7 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
     planned -= 2 * array_bytes((shape.positions, decoder.config.hidden_size), dtype)
     most = max(map(temporary_bytes, lowered))
     print(f"{name} {dtype} {context}: {most / 2**20:.1f} MiB taken, {planned / 2**20:.1f} MiB planned")
-    assert most <= planned <= 2 * most
+    assert most <= planned <= 2.2 * most
 
 
 def test_a_longer_context_costs_cache_and_activations(llama):

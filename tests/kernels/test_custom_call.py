@@ -58,6 +58,12 @@ def test_without_the_extension_its_name_is_refused(unbuilt: None) -> None:
         native.library()
 
 
+def test_a_library_that_cannot_be_loaded_is_one_clear_error(unbuilt: None, tmp_path: Path) -> None:
+    (tmp_path / native.LIBRARY).write_bytes(b"no library")
+    with pytest.raises(UnsupportedError, match="a library built for this system; install"):
+        native.library()
+
+
 @needs_extension
 @pytest.mark.parametrize("name", native.instruction_sets())
 def test_a_forced_instruction_set_runs(name: str) -> None:

@@ -40,6 +40,10 @@ CODECS = {
 every_implementation = pytest.mark.parametrize(
     "implementation", implementations(jax.default_backend(), instruction_sets=native.instruction_sets())
 )
+every_implementation_and_none = pytest.mark.parametrize(
+    "implementation",
+    [None, *implementations(jax.default_backend(), instruction_sets=native.instruction_sets())],
+)
 every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
 )
@@ -127,20 +131,20 @@ def equal_layouts(dtype: str, codec: str, count: int) -> tuple[list[np.ndarray],
     )
 
 
-@every_implementation
+@every_implementation_and_none
 @every_dtype_and_codec
-def test_under_vmap(implementation: Implementation, dtype: str, codec: str) -> None:
+def test_under_vmap(implementation: Implementation | None, dtype: str, codec: str) -> None:
     arrays, stacked = equal_layouts(dtype, codec, count=3)
     expanded = jax.jit(jax.vmap(functools.partial(expand, implementation=implementation)))(stacked)
     assert_same_bits(expanded, np.stack(arrays))
 
 
-@every_implementation
+@every_implementation_and_none
 @pytest.mark.parametrize(
     ("dtype", "codec"),
     [("bfloat16", "packed:2"), ("float16", "raw"), ("float32", "dense-packed:3"), ("bfloat16", "dense-raw")],
 )
-def test_under_shard_map(implementation: Implementation, dtype: str, codec: str) -> None:
+def test_under_shard_map(implementation: Implementation | None, dtype: str, codec: str) -> None:
     """Each device expands its own rows: the sharded array is the arrays one after the other."""
     devices = jax.devices()
     if len(devices) < 4:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from endor_jax import native
+from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.encode import encode_array, encode_record, with_escapes
 from endor_jax.format.layout import TensorSpec, plan_layout
@@ -18,6 +20,7 @@ from endor_jax.format.values import Codec
 from endor_jax.kernels.backends import Implementation, implementations
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import dense, linear
+from endor_jax.kernels.linear.cpu import fused, fused_rows
 from endor_jax.kernels.order import after
 from tests import shapes
 from tests.shapes import NamedShape
@@ -268,3 +271,65 @@ def test_gradients_pass_through_waiting():
     np.testing.assert_array_equal(dy, x)
     batched = jax.vmap(jax.grad(function), in_axes=(0, 0))(jnp.ones((4, 3)), jnp.ones((4, 3)))
     np.testing.assert_array_equal(batched, jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize(
+    "implementation", [None, *implementations("cpu", instruction_sets=native.instruction_sets())]
+)
+@pytest.mark.parametrize("rows", [4, 160])
+@pytest.mark.parametrize("sharded", ["x", "tensor", "both"])
+def test_under_shard_map(implementation: Implementation | None, rows: int, sharded: str) -> None:
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or len(devices) < 4:
+        pytest.skip("needs four devices of the CPU")
+    mesh = Mesh(np.array(devices[:4]), ("d",))
+    _, tensor = weight_and_tensor(shapes.BY_NAME["square"])
+    stacked = jax.tree.map(lambda words: jnp.stack([words] * 4), tensor)
+    x = activations((rows, 64), "float32")
+    split, whole = PartitionSpec("d"), PartitionSpec()
+
+    def local(x: jax.Array, tensor: SparseTensor) -> jax.Array:
+        mine = jax.tree.map(lambda words: words[0], tensor) if sharded != "x" else tensor
+        return linear(x, mine, implementation=implementation)
+
+    def together(x: jax.Array) -> jax.Array:
+        specs = (whole if sharded == "tensor" else split, whole if sharded == "x" else split)
+        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split)
+        return run(x, tensor if sharded == "x" else stacked)
+
+    expected = np.asarray(linear(x, tensor))
+    got = np.asarray(jax.jit(together)(x))
+    np.testing.assert_allclose(got[: len(expected)], expected, rtol=1e-5, atol=1e-5)
+    gradient = jax.jit(jax.grad(lambda x: together(x).sum()))(x)
+    times = 4 if sharded == "tensor" else 1
+    once = jax.grad(lambda x: linear(x, tensor).sum())(x)
+    np.testing.assert_allclose(np.asarray(gradient), times * np.asarray(once), rtol=1e-4, atol=1e-4)
+
+
+@needs_extension
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_matrix_that_is_worth_several_threads(dtype: str, parts: int) -> None:
+    weight = shapes.weights(NamedShape("large", (1500, 1100), 0.5), dtype, specials=False)
+    layout = plan_layout({"w": TensorSpec(weight.shape, dtype, Codec("packed", 2))}, parts=parts)
+    encoded = encode_record(layout, {"w": weight})
+    tensor = SparseTensor(encoded.parts, with_escapes(layout, encoded.escapes)["w"])
+    expanded = jax.jit(functools.partial(expand, implementation="cpu"))(tensor)
+    np.testing.assert_array_equal(bits_of(np.asarray(expanded)), bits_of(weight))
+    for rows in (1, 5, 32):
+        x = activations((rows, 1100), dtype)
+        product = jax.jit(functools.partial(linear, implementation="cpu"))(x, tensor)
+        assert_is_product(product, np.asarray(x), weight, dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"), [((64, 64), 32), ((2048, 4096), 32), ((2049, 4096), 128), ((8192, 28672), 128)]
+)
+def test_up_to_how_many_rows_a_product_is_fused(shape: tuple[int, int], most: int) -> None:
+    layout = plan_layout({"w": TensorSpec(shape, "bfloat16", Codec("packed", 2))})["w"]
+    assert [fused_rows(rows, layout) for rows in (0, 1, most, most + 1)] == [False, True, True, False]
+    for dtype, expected in (("bfloat16", True), ("float32", True), ("float8_e4m3fn", False)):
+        x = jax.ShapeDtypeStruct((2, shape[1]), dtype)
+        assert fused(x, layout, "float32") == expected
+    whole = plan_layout({"w": TensorSpec(shape, "bfloat16", None)})["w"]
+    assert not fused_rows(1, whole)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from endor_jax.models import attention
 from endor_jax.models.attention import attend
 from endor_jax.models.cache import KVCache
 
@@ -39,3 +41,20 @@ def test_nothing_behind_the_last_query_is_seen():
     np.testing.assert_array_equal(
         attend(query, KVCache(jnp.asarray(keys), jnp.asarray(values)), positions), clean
     )
+
+
+@pytest.mark.parametrize("capacity", [127, 128, 129, 200, 257])
+@pytest.mark.parametrize("start", [0, 126, 127, 128, 255])
+@pytest.mark.parametrize("time", [1, 5])
+def test_looking_at_less_of_the_cache_changes_nothing(capacity: int, start: int, time: int) -> None:
+    if start + time > capacity:
+        pytest.skip("does not fit")
+    random = np.random.default_rng(0)
+    keys, values = (jnp.asarray(random.normal(size=(2, capacity, 2, 8)), jnp.float32) for _ in range(2))
+    query = jnp.asarray(random.normal(size=(2, time, 4, 8)), jnp.float32)
+    starts = jnp.array([[start], [0]], jnp.int32)  # rows at different positions
+    positions = starts + jnp.arange(time, dtype=jnp.int32)[None]
+    cache = KVCache(keys, values)
+    got = jax.jit(attention.attend)(query, cache, positions)
+    expected = jax.jit(attention._attend)(query, cache, positions)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

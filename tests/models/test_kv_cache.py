@@ -75,3 +75,35 @@ def _donated(cache: kv_cache.KVCache) -> kv_cache.KVCache:
     new = jnp.ones((2, 1, 3, 4), jnp.float32)
     jax.jit(kv_cache.write, donate_argnums=0)(cache, new, new, jnp.zeros(2, jnp.int32))
     return cache
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_pass_through_a_write(dtype: str) -> None:
+    old = jnp.ones((2, 6, 1, 4), dtype)
+    new = jnp.full((2, 2, 1, 4), 2, dtype)
+    start = jnp.array([1, 3], jnp.int32)
+    weights = jnp.arange(old.size, dtype=jnp.float32).reshape(old.shape)
+
+    def loss(old: jax.Array, new: jax.Array) -> jax.Array:
+        written = kv_cache.write(kv_cache.KVCache(old, old), new, new, start)
+        return (written.keys.astype(jnp.float32) * weights).sum()
+
+    of_old, of_new = jax.jit(jax.grad(loss, argnums=(0, 1)))(old, new)
+    for row, first in enumerate((1, 3)):
+        expected = np.asarray(weights[row]).copy()
+        np.testing.assert_array_equal(np.asarray(of_new[row], np.float32), expected[first : first + 2])
+        expected[first : first + 2] = 0
+        np.testing.assert_array_equal(np.asarray(of_old[row], np.float32), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_write_keeps_every_bit(dtype: str) -> None:
+    unsigned = "uint32" if dtype == "float32" else "uint16"
+    bits = np.random.default_rng(0).integers(0, np.iinfo(unsigned).max, (1, 3, 2, 4)).astype(unsigned)
+    new = jax.lax.bitcast_convert_type(jnp.asarray(bits), jnp.dtype(dtype))  # NaNs among them
+    empty = kv_cache.create(batch=1, capacity=8, kv_heads=2, head_dim=4, dtype=dtype)
+    written = jax.jit(kv_cache.write)(empty, new, new, jnp.array([4], jnp.int32))
+    held = np.asarray(jax.lax.bitcast_convert_type(written.values, jnp.dtype(unsigned)))
+    np.testing.assert_array_equal(held[:, 4:7], bits)
+    assert not held[:, :4].any()
+    assert not held[:, 7:].any()

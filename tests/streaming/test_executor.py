@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -211,3 +212,20 @@ def test_mapped_parts_are_used_where_they_lie(checkpoint: Checkpoint, tiers: tup
         assert sorted(used) == sorted(addresses.values())
         check(run)
         run.close()
+
+
+@pytest.mark.parametrize("reader", ["preadv", "mmap"])
+@pytest.mark.parametrize("when", [0, 2, 4])
+def test_closed_in_the_middle_of_a_pass(checkpoint: Checkpoint, reader: str, when: int) -> None:
+    with endor.open(checkpoint.path, reader=reader) as opened:
+        run = executor(opened, ("disk",) * 5)
+
+        def step(index: int, record: Record) -> Any:
+            if index == when:
+                run.close()
+            return record.words
+
+        with contextlib.suppress(StreamError):  # the last step has nothing left to take
+            run.run(step)
+        with pytest.raises(StreamError, match="a call after"):
+            run.run(step)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Shaped, UInt32
 from endor_jax.arrays import dtype_from_name
 from endor_jax.format.layout import DenseLayout
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.kernels.custom_call import attributes, mapped, target
+from endor_jax.kernels.custom_call import attributes, call, mapped
 from endor_jax.kernels.expand import xla
 
 
@@ -35,17 +35,16 @@ def expand(
     """
     layout = tensor.layout
     if isinstance(layout, DenseLayout):  # its own bytes: nothing to expand
-        stored = xla.expand(tensor, earlier)
-        return stored.astype(jnp.float32) if widened else stored
+        return xla.expand(tensor, earlier)
     dtype = jnp.dtype("float32") if widened else dtype_from_name(layout.dtype)
     parts = len(tensor.parts)
-    call = jax.ffi.ffi_call(target("endor_expand"), jax.ShapeDtypeStruct(layout.shape, dtype))
+    result = jax.ShapeDtypeStruct(layout.shape, dtype)
     described = attributes(layout, parts=parts, instruction_set=instruction_set)
 
     @jax.custom_batching.custom_vmap
     def expanded(*arrays: UInt32[Array, " ..."]) -> Shaped[Array, " *shape"]:
         # A call waits for all its arguments, also for one that it does not look at.
-        return call(*arrays, **described)
+        return call("endor_expand", result, *arrays, **described)
 
     @expanded.def_vmap
     def _(

@@ -13,8 +13,10 @@ from jaxtyping import Array, Float
 
 from endor_jax import native
 from endor_jax.errors import InvalidInputError
+from endor_jax.format.layout import DenseLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
+from endor_jax.kernels.custom_call import varying_as
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.expand.api import platform_of
 from endor_jax.kernels.expand.cpu import expand as cpu_expand
@@ -48,6 +50,8 @@ def linear(
             fix="transpose or reshape the weight before encoding it",
         )
     result = jnp.dtype(x.dtype if output_dtype is None else output_dtype)
+    # Its gradient is then summed over the devices that hold other weights.
+    x = varying_as(jnp.asarray(x), *tensor.parts)
     return _linear(_How(x.dtype, result, implementation), x, tensor)
 
 
@@ -71,6 +75,8 @@ def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
     def on_cpu(x: jax.Array, tensor: SparseTensor) -> jax.Array:
         if cpu.fused(x, tensor.layout, how.output_dtype):
             return cpu.linear(x, tensor, how.output_dtype)
+        if isinstance(tensor.layout, DenseLayout):
+            return expanded(x, tensor)
         # The dense product there is one of float32 anyway.
         return dense(x, cpu_expand(tensor, x, widened=True), output_dtype=how.output_dtype)
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt32
 from endor_jax.arrays import FLOAT_FORMATS
 from endor_jax.format.layout import FieldLayout, TensorLayout
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.kernels.custom_call import attributes, mapped, target
+from endor_jax.kernels.custom_call import attributes, call, mapped
 
 MOST_ROWS = 32
 """Rows of x up to which the fused product is used: with more, one expansion serves so many products that a
@@ -66,7 +66,7 @@ def linear(
         x: Float[Array, "*batch inputs"], *words: UInt32[Array, " _"]
     ) -> Float[Array, "*batch outputs"]:
         result = jax.ShapeDtypeStruct((*x.shape[:-1], outputs), output_dtype)
-        return jax.ffi.ffi_call(target("endor_linear"), result)(x, *words, **described)
+        return call("endor_linear", result, x, *words, **described)
 
     @product.def_vmap
     def _(

@@ -2,6 +2,8 @@
 
 #include "c_api.h"
 
+#include <new>
+
 #include "encode.h"
 #include "instruction_sets.h"
 #include "operations.h"
@@ -32,6 +34,16 @@ DenseMatrix dense_matrix_of(const EndorDense* described) {
   return {layout, static_cast<const uint8_t*>(described->bits)};
 }
 
+// What an operation returned; nothing may be thrown through a C interface.
+template <class Operation>
+const char* said(Operation operation) {
+  try {
+    return operation();
+  } catch (const std::bad_alloc&) {
+    return "out of memory";
+  }
+}
+
 constexpr const char* kNoSuchSet = "this processor has no instruction set of that name";
 constexpr const char* kNoSuchEncoder = "no encoder of that name runs on this processor";
 
@@ -45,16 +57,20 @@ const char* endor_instruction_sets() { return endor::instruction_set_names(); }
 const char* endor_expand(const EndorMatrix* described, const char* instruction_set, int32_t widen, void* out) {
   const endor::RowKernels* kernels = endor::row_kernels(instruction_set);
   if (kernels == nullptr) return endor::kNoSuchSet;
-  return endor::expand(endor::matrix_of(described), *kernels, endor::only_this_thread(), widen != 0, out);
+  return endor::said([&] {
+    return endor::expand(endor::matrix_of(described), *kernels, endor::only_this_thread(), widen != 0, out);
+  });
 }
 
 const char* endor_multiply(const EndorMatrix* described, const char* instruction_set, int32_t x_number,
                            int64_t x_count, const void* x, int32_t out_number, void* out) {
   const endor::RowKernels* kernels = endor::row_kernels(instruction_set);
   if (kernels == nullptr) return endor::kNoSuchSet;
-  return endor::multiply(endor::matrix_of(described), *kernels, endor::only_this_thread(),
-                         {static_cast<endor::Number>(x_number), x_count, x},
-                         {static_cast<endor::Number>(out_number), out});
+  return endor::said([&] {
+    return endor::multiply(endor::matrix_of(described), *kernels, endor::only_this_thread(),
+                           {static_cast<endor::Number>(x_number), x_count, x},
+                           {static_cast<endor::Number>(out_number), out});
+  });
 }
 
 const char* endor_count_fields(const EndorDense* described, const char* instruction_set, uint8_t* bases,

@@ -1,10 +1,13 @@
-// XLA's custom calls on CPU: endor_expand and endor_linear, registered by endor_jax/native.py.
+// XLA's custom calls on CPU: endor_expand and endor_linear, registered by endor_jax/kernels/custom_call.py.
 //
 // The rows of a matrix are shared out among the threads of XLA's own pool. The thread that runs the call takes
 // rows like the others and never waits for one that has not begun: a call cannot deadlock, however few there are.
 
+#include <algorithm>
 #include <atomic>
+#include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string_view>
 #include <thread>
@@ -36,8 +39,8 @@ struct Shared {
 constexpr int kSpins = 1000;
 
 Workers workers_of(ffi::ThreadPool& pool) {
-  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  return {threads, [&pool, threads](int64_t count, const std::function<void(int64_t)>& task) {
+  const int64_t most = std::max<int64_t>(1, pool.num_threads());
+  return {most, [&pool](int64_t threads, int64_t count, const std::function<void(int64_t)>& task) {
             auto shared = std::make_shared<Shared>();
             shared->task = task;
             shared->count = count;
@@ -46,8 +49,12 @@ Workers workers_of(ffi::ThreadPool& pool) {
             }
             shared->work();
             // All tasks have been taken; those of other threads end soon.
-            for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
-              if (spins > kSpins) std::this_thread::yield();
+            for (int spins = 0; shared->done.load(std::memory_order_acquire) < count;) {
+              if (spins < kSpins) {
+                ++spins;
+              } else {
+                std::this_thread::yield();
+              }
             }
           }};
 }
@@ -66,6 +73,17 @@ std::optional<Number> number_of(ffi::DataType type) {
 }
 
 ffi::Error invalid(const char* what) { return ffi::Error::InvalidArgument(what); }
+
+// What an operation returned or threw, in XLA's words: nothing may be thrown through its C interface.
+template <class Operation>
+ffi::Error said(Operation operation) {
+  try {
+    const char* wrong = operation();
+    return wrong ? invalid(wrong) : ffi::Error::Success();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+  }
+}
 
 // The attributes of a call: those of `FieldLayout`, the rows of the whole matrix, how many of the call's
 // arguments are parts, and the instruction set asked for ("": the best).
@@ -104,8 +122,7 @@ ffi::Error expand_call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::
   if (!number || static_cast<int64_t>(out->element_count()) != elements) return invalid("not the matrix's shape");
   const bool widen = *number != matrix->layout.number;
   if (widen && *number != Number::kFloat32) return invalid("only float32 is wider");
-  const char* wrong = expand(*matrix, *kernels, workers_of(pool), widen, out->untyped_data());
-  return wrong ? invalid(wrong) : ffi::Error::Success();
+  return said([&] { return expand(*matrix, *kernels, workers_of(pool), widen, out->untyped_data()); });
 }
 
 ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs arguments,
@@ -116,14 +133,15 @@ ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArg
   if (!matrix) return invalid(kNoParts);
   const auto from = number_of(x.element_type()), to = number_of(out->element_type());
   if (!from || !to) return invalid("x and the result must be bfloat16, float16 or float32");
-  const auto count = static_cast<int64_t>(x.element_count()) / matrix->layout.columns;
-  if (count * matrix->layout.columns != static_cast<int64_t>(x.element_count()) ||
-      count * matrix->rows != static_cast<int64_t>(out->element_count())) {
+  const int64_t columns = matrix->layout.columns, elements = static_cast<int64_t>(x.element_count());
+  const int64_t count = columns > 0 ? elements / columns : 0;
+  if (count * columns != elements || count * matrix->rows != static_cast<int64_t>(out->element_count())) {
     return invalid("shapes of x, matrix and result do not fit");
   }
-  const char* wrong = multiply(*matrix, *kernels, workers_of(pool), {*from, count, x.untyped_data()},
-                               {*to, out->untyped_data()});
-  return wrong ? invalid(wrong) : ffi::Error::Success();
+  return said([&] {
+    return multiply(*matrix, *kernels, workers_of(pool), {*from, count, x.untyped_data()},
+                    {*to, out->untyped_data()});
+  });
 }
 
 }  // namespace

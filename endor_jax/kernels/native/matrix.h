@@ -69,13 +69,15 @@ class PartView {
  public:
   // Null if the part can be read as `layout` says, else what is wrong with it.
   static ENDOR_INLINED const char* problem(const Layout& layout, int64_t words) {
+    const auto number = static_cast<int32_t>(layout.number);
+    if (layout.rows <= 0 || layout.columns <= 0 || number < 0 || number > 2) return "this is no matrix";
     const int64_t segments = layout.rows * layout.segments();
     const int bits = 8 * element_bytes(layout.number), b = layout.field_bits;
     // Tables have an entry for every width there is.
     const bool width = layout.packed() ? b > mantissa_bits(layout.number) + 1 && b < bits : b == bits;
     if (!width) return "the fields have a width that no codec has";
-    const bool inside = layout.rows > 0 && layout.columns > 0 && layout.header >= 0 &&
-                        layout.header + 2 <= words && layout.offsets >= 0 && layout.offsets + segments <= words &&
+    const bool inside = layout.header >= 0 && layout.header + 2 <= words && layout.offsets >= 0 &&
+                        layout.offsets + segments <= words &&
                         (!layout.has_bitmap() || layout.bitmap + layout.rows * layout.words_per_row() <= words) &&
                         (!layout.packed() || layout.bases + (segments + 3) / 4 <= words) &&
                         32 * words >= layout.segment() * layout.field_bits + 8 * kReadAheadBytes + kFirstBit;

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <new>
 
 #include "floats.h"
 
@@ -33,11 +35,16 @@ struct Block {
   int64_t part, first, last;
 };
 
-// The rows cut into tasks for as many threads as are worth it; `inputs` each element is multiplied with.
-std::vector<Block> blocks_of(const Matrix& matrix, int64_t threads, int64_t inputs) {
+// As many threads as are worth waking, for elements that are each multiplied with some inputs.
+int64_t threads_for(const Matrix& matrix, const Workers& workers, int64_t inputs) {
+  const int64_t worth = matrix.rows * matrix.layout.columns * inputs / kThreadElements;
+  return std::clamp<int64_t>(worth, 1, workers.most);
+}
+
+// The rows cut into tasks.
+std::vector<Block> blocks_of(const Matrix& matrix, int64_t threads) {
   const Layout& layout = matrix.layout;
-  const int64_t worth = matrix.rows * layout.columns * inputs / kThreadElements;
-  const int64_t tasks = worth < 2 ? 1 : std::min(threads, worth) * kTasksPerThread;
+  const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t step = (matrix.rows + tasks - 1) / tasks;
   std::vector<Block> blocks;
   for (int64_t part = 0; part < static_cast<int64_t>(matrix.parts.size()); ++part) {
@@ -49,12 +56,12 @@ std::vector<Block> blocks_of(const Matrix& matrix, int64_t threads, int64_t inpu
   return blocks;
 }
 
-void run(const Workers& workers, const std::vector<Block>& blocks, const std::function<void(const Block&)>& task) {
-  const auto count = static_cast<int64_t>(blocks.size());
-  if (count == 1 || workers.threads <= 1) {
+void run(const Workers& workers, int64_t threads, const std::vector<Block>& blocks,
+         const std::function<void(const Block&)>& task) {
+  if (threads == 1) {
     for (const Block& block : blocks) task(block);
   } else {
-    workers.run(count, [&](int64_t i) { task(blocks[i]); });
+    workers.run(threads, static_cast<int64_t>(blocks.size()), [&](int64_t i) { task(blocks[i]); });
   }
 }
 
@@ -67,8 +74,9 @@ class PreparedInputs {
  public:
   PreparedInputs(const Vectors& x, int64_t columns, InputFormat format, int64_t first, int64_t count)
       : format_(format), count_(count), places_(places_for(count)) {
-    const int64_t bytes = (columns + 31) / 32 * 32 * places_ * input_bytes(format);
-    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment)));
+    const int64_t bytes = (columns + 31) / 32 * 32 * places_ * input_bytes(format);  // a multiple of 64
+    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, bytes)));
+    if (memory_ == nullptr) throw std::bad_alloc();
     std::memset(memory_.get(), 0, bytes);
     const int64_t row_bytes = columns * element_bytes(x.number);
     for (int64_t i = 0; i < count; ++i) {
@@ -120,17 +128,19 @@ void store(const MutableVectors& out, int64_t place, float value) {
 }  // namespace
 
 Workers only_this_thread() {
-  return {1, [](int64_t count, const std::function<void(int64_t)>& task) {
+  return {1, [](int64_t, int64_t count, const std::function<void(int64_t)>& task) {
             for (int64_t i = 0; i < count; ++i) task(i);
           }};
 }
 
-const char* expand(const Matrix& matrix, const RowKernels& kernels, const Workers& workers, bool widen, void* out) {
+const char* expand(const Matrix& matrix, const RowKernels& kernels, const Workers& workers, bool widen,
+                   void* out) {
   if (const char* wrong = problem(matrix)) return wrong;
   const Layout& layout = matrix.layout;
   const int64_t row_bytes = layout.columns * (widen ? 4 : element_bytes(layout.number));
   const bool streaming = matrix.rows * row_bytes >= kStreamingBytes;
-  run(workers, blocks_of(matrix, workers.threads, 1), [&](const Block& block) {
+  const int64_t threads = threads_for(matrix, workers, 1);
+  run(workers, threads, blocks_of(matrix, threads), [&](const Block& block) {
     const Part& part = matrix.parts[block.part];
     uint8_t* to = static_cast<uint8_t*>(out) + (block.part * layout.rows + block.first) * row_bytes;
     kernels.expand(PartView(layout, part.words, part.count), block.first, block.last, to, widen, streaming);
@@ -147,11 +157,13 @@ const char* multiply(const Matrix& matrix, const RowKernels& kernels, const Work
   for (int64_t i = 0; i < x.count; i += kMostInputs) {
     const PreparedInputs prepared(x, layout.columns, format, i, std::min<int64_t>(kMostInputs, x.count - i));
     const Inputs inputs = prepared.inputs();
-    run(workers, blocks_of(matrix, workers.threads, inputs.count), [&](const Block& block) {
+    std::vector<float> all_sums(matrix.rows * inputs.count);
+    const int64_t threads = threads_for(matrix, workers, inputs.count);
+    run(workers, threads, blocks_of(matrix, threads), [&](const Block& block) {
       const PartView part(layout, matrix.parts[block.part].words, matrix.parts[block.part].count);
       const int64_t rows = block.last - block.first, row = block.part * layout.rows + block.first;
-      std::vector<float> sums(rows * inputs.count);
-      kernels.multiply(part, block.first, block.last, inputs, sums.data());
+      float* const sums = all_sums.data() + row * inputs.count;
+      kernels.multiply(part, block.first, block.last, inputs, sums);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t k = 0; k < inputs.count; ++k) {
           store(out, (i + k) * matrix.rows + row + r, sums[r * inputs.count + k]);

@@ -35,17 +35,20 @@ struct MutableVectors {
   void* data;
 };
 
-// Who shares the work: `run(count, task)` calls task(0), ..., task(count − 1), on up to `threads` threads at a
-// time, and returns when all have returned.
+// Who shares the work: `run(threads, count, task)` calls task(0), ..., task(count − 1), on `threads` of at most
+// `most` threads at a time, and returns when all have returned. A task does not throw.
 struct Workers {
-  int64_t threads;
-  std::function<void(int64_t count, const std::function<void(int64_t)>& task)> run;
+  int64_t most;
+  std::function<void(int64_t threads, int64_t count, const std::function<void(int64_t)>& task)> run;
 };
 
 Workers only_this_thread();
 
+// Both throw std::bad_alloc.
+//
 // All rows to `out`, row-major: element bits, or float32 if `widen`. Null, or what is wrong with a part.
-const char* expand(const Matrix& matrix, const RowKernels& kernels, const Workers& workers, bool widen, void* out);
+const char* expand(const Matrix& matrix, const RowKernels& kernels, const Workers& workers, bool widen,
+                   void* out);
 
 // out[i, r] = Σ_c x[i, c] · matrix[r, c], summed in float32, rounded once to the format of `out`. Subnormal
 // products may count as zero. Null, or what is wrong with a part.
