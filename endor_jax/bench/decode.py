@@ -7,6 +7,7 @@ turns, a generation each; the first of each compiles and is not counted. Ours is
 
 from __future__ import annotations
 
+import json
 import itertools
 import statistics
 import time
@@ -32,7 +33,8 @@ Generate = Callable[[Sequence[int], int], Iterator[int]]
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What is measured. tokens: generated each time, 2 at least. rounds: generations per contender."""
+    """What is measured. tokens: generated each time, 2 at least. rounds: generations per contender. context:
+    positions that our cache has, or what the model knows if that is less; the peer's grows as it goes."""
 
     sparsity: float = 0.5
     values: str = "packed"
@@ -40,6 +42,7 @@ class DecodeSettings:
     prompt: str = "Once upon a time"
     tokens: int = 64
     rounds: int = 5
+    context: int = 512
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def measure_decode(
     )
     export(checkpoint, dense)
     threads = len(usable_cpus())
-    with load(checkpoint) as model:
+    known = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
+    with load(checkpoint, context=min(settings.context, known)) as model:
         _check_resident(model)
         prompt = model.encode(settings.prompt)
         ways: dict[str, Generate] = {OURS: lambda ids, tokens: _ours(model, ids, tokens)}
