@@ -7,8 +7,8 @@ turns, a generation each; the first of each compiles and is not counted. Ours is
 
 from __future__ import annotations
 
-import json
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
