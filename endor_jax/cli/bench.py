@@ -52,6 +52,7 @@ def memory(
     from endor_jax.bench.memory import measure_memory
     from endor_jax.cli.bench_tables import memory_table
 
+    _check_files(record)
     output = Output(as_json, quiet, verbose)
     with _directory(work_dir) as directory:
         measured = measure_memory(model, directory, report=_reporter(output))
@@ -76,12 +77,10 @@ def expand(
     """Dense bytes per second of ours, XLA and NumPy, beside memcpy; on one thread and on all."""
     from endor_jax.bench.expand import CODECS, SHAPES, ExpandSettings, measure_expand
     from endor_jax.bench.matrices import parse_shape
-    from endor_jax.bench.plots import check_plot, plot_expand
+    from endor_jax.bench.plots import plot_expand
     from endor_jax.cli.bench_tables import expand_tables
 
-    if plot is not None:
-        check_plot(plot)
-    _check_record(record)
+    _check_files(record, plot)
     settings = ExpandSettings(
         shapes=tuple(map(parse_shape, shape or ())) or SHAPES,
         codecs=tuple(codec or CODECS),
@@ -118,12 +117,10 @@ def linear(
     """Products with compressed weights, beside dense ones of XLA and torch (where installed); all threads."""
     from endor_jax.bench.linear import ROWS, SHAPES, LinearSettings, measure_linear
     from endor_jax.bench.matrices import parse_shape
-    from endor_jax.bench.plots import check_plot, plot_linear
+    from endor_jax.bench.plots import plot_linear
     from endor_jax.cli.bench_tables import linear_tables
 
-    if plot is not None:
-        check_plot(plot)
-    _check_record(record)
+    _check_files(record, plot)
     settings = LinearSettings(
         shapes=tuple(map(parse_shape, shape or ())) or SHAPES,
         rows=tuple(rows or ROWS),
@@ -162,13 +159,11 @@ def decode(
 ) -> None:
     """Tokens per second of a resident model, beside torch transformers with the same weights, dense."""
     from endor_jax.bench.decode import DecodeSettings, measure_decode
-    from endor_jax.bench.plots import check_plot, plot_decode
+    from endor_jax.bench.plots import plot_decode
     from endor_jax.cli.bench_tables import decode_table
     from endor_jax.sources.smollm2 import fetch_smollm2
 
-    if plot is not None:
-        check_plot(plot)
-    _check_record(record)
+    _check_files(record, plot)
     settings = DecodeSettings(sparsity=sparsity, values=values, prompt=prompt, tokens=tokens, rounds=rounds)
     output = Output(as_json, quiet, verbose)
     cache = Path(os.environ.get("ENDOR_CACHE", "~/.cache/endor_jax")).expanduser()
@@ -210,8 +205,15 @@ def _note_missing(output: Output, *peers: str) -> None:
             output.notes.print(f"no {peer}: not measured (pip install 'endor_jax[reference]')")
 
 
-def _check_record(record: Path | None) -> None:
-    """Finds out that a record cannot be written before hours of measuring, not after. Raises OSError."""
+def _check_files(record: Path | None, plot: Path | None = None) -> None:
+    """Finds out that a file cannot be written before minutes of measuring, not after.
+
+    Raises OSError for a record, and what `check_plot` raises for a plot.
+    """
+    from endor_jax.bench.plots import check_plot
+
+    if plot is not None:
+        check_plot(plot)
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.open("a").close()

@@ -15,7 +15,7 @@ from endor_jax.errors import EndorError
 
 
 def test_what_was_stated_beforehand_is_kept(tmp_path: Path):
-    record = tmp_path / "record.json"
+    record = tmp_path / "records" / "record.json"  # in a directory that is not there yet
     command = [
         "bench",
         "memory",
@@ -58,3 +58,13 @@ def test_an_unknown_suite_is_usage(tmp_path: Path):
     done = CliRunner().invoke(app, ["bench", "speed"])
     assert done.exit_code == 2
     assert "No such command 'speed'" in done.stderr
+
+
+@pytest.mark.parametrize("suite", ["memory", "expand", "linear", "decode"])
+def test_a_record_that_cannot_be_written_is_refused_before_measuring(suite: str, tmp_path: Path):
+    (tmp_path / "file").write_text("no directory")
+    done = CliRunner().invoke(app, ["bench", suite, "--record", str(tmp_path / "file" / "record.json")])
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr  # nothing was reported of measuring
+    assert str(tmp_path / "file") in done.stderr
