@@ -20,9 +20,14 @@ def after(value: Shaped[Array, " *shape"], earlier: Float[Array, " ..."]) -> Sha
     """`value`, bit for bit, but not before `earlier` has been computed: under vmap, one of the batch."""
     if earlier.size == 0:
         return value
-    first = lax.slice(earlier, (0,) * earlier.ndim, (1,) * earlier.ndim).reshape(()).astype(jnp.float32)
-    never = _never(lax.stop_gradient(first))
+    never = _never(first_element(earlier))
     return lax.select(jnp.broadcast_to(never, value.shape), jnp.zeros_like(value), value)
+
+
+def first_element(earlier: Float[Array, " ..."]) -> Float[Array, ""]:
+    """What is known when `earlier`, not empty, is: its first element in float32, without a gradient."""
+    first = lax.slice(earlier, (0,) * earlier.ndim, (1,) * earlier.ndim).reshape(())
+    return lax.stop_gradient(first).astype(jnp.float32)
 
 
 @jax.custom_batching.custom_vmap

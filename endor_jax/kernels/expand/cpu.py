@@ -18,6 +18,7 @@ from endor_jax.format.layout import DenseLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.custom_call import attributes, call, mapped
 from endor_jax.kernels.expand import xla
+from endor_jax.kernels.order import first_element
 
 
 def expand(
@@ -29,7 +30,8 @@ def expand(
 ) -> Shaped[Array, " *shape"]:
     """The dense array. See `endor_jax.kernels.expand.api.expand`.
 
-    widened: as float32, exactly, whatever the tensor's own dtype. instruction_set: one of
+    widened: as float32, exactly, whatever the tensor's own dtype (of one stored as its own bytes, never).
+    instruction_set: one of
     `native.instruction_sets()`, the best by default. Raises UnsupportedError where the extension was not
     built, or for an instruction set the processor lacks.
     """
@@ -65,5 +67,4 @@ def _first_bits(earlier: jax.Array | None) -> tuple[UInt32[Array, ""], ...]:
     """An integer that is known when `earlier` is: through integers no gradient flows. None for nothing."""
     if earlier is None or earlier.size == 0:
         return ()
-    first = lax.slice(earlier, (0,) * earlier.ndim, (1,) * earlier.ndim).reshape(())
-    return (lax.bitcast_convert_type(lax.stop_gradient(first).astype(jnp.float32), jnp.uint32),)
+    return (lax.bitcast_convert_type(first_element(earlier), jnp.uint32),)

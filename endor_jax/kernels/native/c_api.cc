@@ -44,7 +44,6 @@ const char* said(Operation operation) {
   }
 }
 
-constexpr const char* kNoSuchSet = "this processor has no instruction set of that name";
 constexpr const char* kNoSuchEncoder = "no encoder of that name runs on this processor";
 
 }  // namespace

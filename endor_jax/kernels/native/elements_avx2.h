@@ -40,11 +40,6 @@ struct alignas(64) Buffer {
   uint8_t bytes[4 * kSegment + 64];
 };
 
-// The bits of the segment's last columns, which do not fill a word.
-inline uint32_t last_word(const Segment& segment) {
-  return segment.bitmap[segment.columns / 32] & ((1u << segment.columns % 32) - 1);
-}
-
 inline int64_t stored_fields(const Segment& segment) {
   int64_t count = 0;
   int64_t column = 0;

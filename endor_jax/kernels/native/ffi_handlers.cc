@@ -109,12 +109,11 @@ std::optional<Matrix> matrix_of(const Attributes& attributes, ffi::RemainingArgs
 }
 
 constexpr const char* kNoParts = "the parts must be vectors of uint32";
-constexpr const char* kNoSet = "this processor has no instruction set of that name";
 
 ffi::Error expand_call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Result<ffi::AnyBuffer> out,
                        Attributes attributes) {
   const RowKernels* kernels = row_kernels(attributes.instruction_set);
-  if (kernels == nullptr) return invalid(kNoSet);
+  if (kernels == nullptr) return invalid(kNoSuchSet);
   const auto matrix = matrix_of(attributes, arguments);
   if (!matrix) return invalid(kNoParts);
   const auto number = number_of(out->element_type());
@@ -128,7 +127,7 @@ ffi::Error expand_call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::
 ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs arguments,
                        ffi::Result<ffi::AnyBuffer> out, Attributes attributes) {
   const RowKernels* kernels = row_kernels(attributes.instruction_set);
-  if (kernels == nullptr) return invalid(kNoSet);
+  if (kernels == nullptr) return invalid(kNoSuchSet);
   const auto matrix = matrix_of(attributes, arguments);
   if (!matrix) return invalid(kNoParts);
   const auto from = number_of(x.element_type()), to = number_of(out->element_type());

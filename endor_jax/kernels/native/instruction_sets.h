@@ -12,6 +12,9 @@ namespace endor {
 // that name here, or the processor lacks the instructions.
 const RowKernels* row_kernels(std::string_view name);
 
+// What is said where that is null.
+inline constexpr const char* kNoSuchSet = "this processor has no instruction set of that name";
+
 // Names of all instruction sets that this processor has, best first, separated by spaces.
 const char* instruction_set_names();
 

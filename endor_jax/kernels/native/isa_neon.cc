@@ -154,11 +154,6 @@ class Neon::Decoder {
   const FieldLanes<kBytes>* lanes_ = nullptr;
 };
 
-// The bits of the segment's last columns, which do not fill a word.
-inline uint32_t last_word(const Segment& segment) {
-  return segment.bitmap[segment.columns / 32] & ((1u << segment.columns % 32) - 1);
-}
-
 // In byte k the number of bits set in bytes 0, ..., k of a word.
 inline uint32_t running_counts(uint32_t word) {
   word -= word >> 1 & 0x55555555u;

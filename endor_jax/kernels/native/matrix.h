@@ -64,6 +64,11 @@ struct Segment {
   uint32_t first_index;    // of the first column: subtracted from an escape's index it gives a column
 };
 
+// The bits of the segment's last columns, which do not fill a word.
+ENDOR_INLINED uint32_t last_word(const Segment& segment) {
+  return segment.bitmap[segment.columns / 32] & ((1u << segment.columns % 32) - 1);
+}
+
 // One part's share of a matrix.
 class PartView {
  public:
