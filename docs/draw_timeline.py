@@ -2,24 +2,25 @@
 
 `python docs/draw_timeline.py` writes the picture; tests/test_documents.py compares it with the committed one.
 The order of actions comes from endor_jax.streaming.schedule. When they happen follows from the durations
-below and from what the executor waits for (`Executor._run`); the unit of time is arbitrary.
+below and from what the executor waits for (`Executor._do`); the unit of time is arbitrary.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from endor_jax.streaming.plan import DEPTH, Tier
-from endor_jax.streaming.schedule import Action, one_pass, prologue
+from endor_jax.streaming.plan import DEPTH, Demand, FixedCosts, Plan, Tier
+from endor_jax.streaming.schedule import Action, make_schedule
 
 TIERS: tuple[Tier, ...] = ("disk", "host", "disk", "device", "disk", "disk")
 READ, PUT, STEP, SAMPLE = 1.7, 2.0, 0.9, 0.3
 PASSES, DRAWN = 3, 26.0  # passes that are computed; time that is drawn
-STREAMED = tuple(i for i, tier in enumerate(TIERS) if tier != "device")
-SLOTS = DEPTH + 2  # as in plan.ring_slots, for records of one part
+DEMANDS = tuple(Demand(f"layers.{i}", 4096, 4096, 1, 4096) for i in range(len(TIERS)))
+PLAN = Plan(DEMANDS, TIERS, FixedCosts(), DEPTH, 0, 0)
+STREAMED, SLOTS = PLAN.streamed, PLAN.slots
 PICTURE = Path(__file__).with_name("timeline.svg")
 
 
@@ -34,18 +35,20 @@ class Busy:
     end: float
 
 
-def overlapped(turn: int) -> Iterable[Action]:
-    """The executor's schedule of one pass."""
-    return (*(prologue(STREAMED, DEPTH) if turn == 1 else ()), *one_pass(len(TIERS), STREAMED, DEPTH))
+def overlapped(turn: int, plan: Plan = PLAN) -> Iterable[Action]:
+    """The executor's schedule of one pass. Reads and waits are simulated: they follow from the rest."""
+    schedule = make_schedule(plan)
+    actions = (*(schedule.prologue if turn == 1 else ()), *schedule.one_pass)
+    return [action for action in actions if action.kind in ("put", "step")]
 
 
 def one_after_another(turn: int) -> Iterable[Action]:
     """For comparison: the next transfer is issued behind each step."""
-    actions = list(one_pass(len(TIERS), STREAMED, 1))
+    actions = list(overlapped(turn, replace(PLAN, depth=1)))
     for i, action in enumerate(actions[:-1]):
-        if action.kind == "put":
+        if action.kind == "put" and actions[i + 1].kind == "step":
             actions[i : i + 2] = actions[i + 1], action
-    return (*(prologue(STREAMED, 1) if turn == 1 else ()), *actions)
+    return actions
 
 
 def simulate(schedule, read_seconds: float = READ) -> list[Busy]:

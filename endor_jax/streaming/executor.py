@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +25,10 @@ from endor_jax.store.manifest import Part
 from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.plan import Demand, Plan
-from endor_jax.streaming.prefetch import Prefetcher, Wanted, closed_error
+from endor_jax.streaming.prefetch import Prefetcher, closed_error
 from endor_jax.streaming.ring import Ring, aligned_buffer
-from endor_jax.streaming.schedule import one_pass, prologue
+from endor_jax.streaming.schedule import Action, make_schedule
+from endor_jax.streaming.timeline import Stages, Timeline
 from endor_jax.streaming.transfer import Device, put, shares_memory
 
 
@@ -69,30 +71,55 @@ class Executor:
     counts what they are ahead too.
     """
 
-    def __init__(self, checkpoint: Checkpoint, records: Sequence[Streamable], *, plan: Plan, device: Device):
-        self._checkpoint, self._records, self.plan, self._device = checkpoint, tuple(records), plan, device
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        records: Sequence[Streamable],
+        *,
+        plan: Plan,
+        device: Device,
+        timeline: Timeline | None = None,
+    ):
+        """Reads what stays in memory, then starts reading ahead. timeline: one of the caller's, to look at.
+
+        Raises what a read raises.
+        """
+        self.plan, self._records, self._device = plan, tuple(records), device
+        self._checkpoint = checkpoint
+        self._timeline = Timeline() if timeline is None else timeline
+        self._schedule = make_schedule(plan)
         self.bytes_read = self.bytes_transferred = 0
         self._closed = self._started = False
         self._failure: BaseException | None = None
         self._running = threading.Lock()
-        self._in_flight: deque[Transfer] = deque()
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
         self._resident: dict[int, tuple[jax.Array, ...]] = {}
+        self._on_their_way: deque[Transfer] = deque()
+        self._in_use: dict[int, tuple[object, Transfer]] = {}
         for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
             if tier == "device":
                 self._resident[i] = jax.block_until_ready(self._put(record, self._load(record)))
                 self.bytes_transferred += record.demand.buffer_bytes
             elif tier == "host":
                 self._kept[i] = self._load(record)
-        from_disk = [record for record, tier in zip(self._records, plan.tiers, strict=True) if tier == "disk"]
-        order = [Wanted(record.name, part) for record in from_disk for part in record.parts]
         # Where the device works in host memory, mapped parts are used where the page cache has them.
-        in_place = bool(order) and shares_memory(device) and checkpoint.reader == "mmap"
-        self._mapped = {wanted.part: checkpoint.map_part(wanted.part) for wanted in order if in_place}
+        in_place = bool(plan.read) and shares_memory(device) and checkpoint.reader == "mmap"
+        parts = [part for i in plan.read for part in self._records[i].parts]
+        self._mapped = {part: checkpoint.map_part(part) for part in parts if in_place}
         self._ring = Ring(plan.slots, 0 if in_place else plan.slot_bytes)
-        self._prefetcher = Prefetcher(order, self._ring, read=partial(_read, checkpoint, self._mapped))
-        # A stream that nobody closed stops reading when dropped, or the process would abort as it exits.
+        fill = partial(_fill, checkpoint, self._mapped, self._timeline)
+        self._prefetcher = Prefetcher(fill, reads=plan.reads)
+        # A stream that nobody closed stops reading when it is dropped.
         weakref.finalize(self, self._prefetcher.close)
+        weakref.finalize(self, self._timeline.close)
+        for action in self._schedule.prologue:
+            if action.kind == "read":
+                self._ask(action.record)
+
+    @property
+    def stages(self) -> Stages:
+        """What the stages have done so far, and what the schedule waited for."""
+        return self._timeline.stages
 
     def _load(self, record: Streamable) -> tuple[np.ndarray, ...]:
         """The buffers of a record that stays in memory, read now."""
@@ -104,33 +131,42 @@ class Executor:
         pairs = zip(buffers, record.parts, strict=True)
         return tuple(put(buffer, part.buffer_bytes, self._device) for buffer, part in pairs)
 
+    def _ask(self, index: int) -> None:
+        """Has a record read into free slots."""
+        record = self._records[index]
+        slots = tuple(self._ring.acquire() for _ in record.parts)
+        self._prefetcher.request(record.name, record.parts, slots)
+
     def _issue(self, index: int) -> None:
         """Starts the transfer of a streamed record, from kept host memory or from filled slots."""
         record = self._records[index]
         if index in self._kept:
-            self._in_flight.append(Transfer(self._put(record, self._kept[index]), slots=()))
-            return
-        slots = tuple(self._prefetcher.take() for _ in record.parts)
-        mapped = tuple(self._mapped[part] for part in record.parts) if self._mapped else ()
-        buffers = tuple(part.bytes for part in mapped) or slots
-        self._in_flight.append(Transfer(self._put(record, buffers), slots, mapped))
+            transfer = Transfer(self._put(record, self._kept[index]), slots=())
+        else:
+            with self._timeline.waiting("wait for read", record.name):
+                slots = self._prefetcher.take()
+            mapped = tuple(self._mapped[part] for part in record.parts) if self._mapped else ()
+            buffers = tuple(part.bytes for part in mapped) or slots
+            transfer = Transfer(self._put(record, buffers), slots, mapped)
+        self._on_their_way.append(transfer)
+        size = record.demand.buffer_bytes
+        self._timeline.ends_with("put", record.name, transfer.words, size_bytes=size)
 
     def _arrived(self, index: int) -> Transfer:
         """A record whose turn it is. Its slots are free again, unless its arrays are those very slots."""
         if index in self._resident:
             return Transfer(self._resident[index], slots=())
-        transfer, demand = self._in_flight.popleft(), self._records[index].demand
-        jax.block_until_ready(transfer.words)
+        transfer, demand = self._on_their_way.popleft(), self._records[index].demand
+        with self._timeline.waiting("wait for transfer", demand.name):
+            jax.block_until_ready(transfer.words)
         self.bytes_read += demand.read_bytes if transfer.slots else 0
         self.bytes_transferred += demand.buffer_bytes
         if shares_memory(self._device):
             return transfer
-        self._release(transfer)
+        self._give_back(transfer)
         return Transfer(transfer.words, slots=())
 
-    def _release(self, transfer: Transfer | None) -> None:
-        if transfer is None:
-            return
+    def _give_back(self, transfer: Transfer) -> None:
         for part in transfer.mapped:
             part.forget()
         for slot in transfer.slots:
@@ -154,7 +190,15 @@ class Executor:
                 fix="finish the first, or open the checkpoint once more",
             )
         try:
-            self._run(step)
+            start = time.perf_counter()
+            if not self._started:
+                self._started = True
+                for action in self._schedule.prologue:
+                    if action.kind != "read":  # which was done when the executor was made
+                        self._do(action, step)
+            for action in self._schedule.one_pass:
+                self._do(action, step)
+            self._timeline.passed(time.perf_counter() - start)
         except BaseException as error:
             self._failure = error
             self.close()
@@ -162,45 +206,55 @@ class Executor:
         finally:
             self._running.release()
 
-    def _run(self, step: Callable[[int, Record], object]) -> None:
-        streamed, depth = self.plan.streamed, self.plan.depth
-        if not self._started:
-            self._started = True
-            for action in prologue(streamed, depth):
-                self._issue(action.record)
-        running: object = None
-        in_use: Transfer | None = None
-        for action in one_pass(len(self._records), streamed, depth):
-            if action.kind == "put":
-                self._issue(action.record)
-                continue
-            arrived = self._arrived(action.record)
-            result = step(action.record, Record(arrived.words, self._records[action.record].layout))
-            jax.block_until_ready(running)
-            self._release(in_use)
-            running, in_use = result, arrived
-            del arrived
-        jax.block_until_ready(running)
-        self._release(in_use)
+    def _do(self, action: Action, step: Callable[[int, Record], object]) -> None:
+        """One action of the schedule. Raises StreamError if a step has closed the stream."""
+        if self._closed:
+            raise closed_error()
+        index = action.record
+        if action.kind == "read":
+            self._ask(index)
+        elif action.kind == "put":
+            self._issue(index)
+        elif action.kind == "step":
+            record, arrived = self._records[index], self._arrived(index)
+            result = step(index, Record(arrived.words, record.layout))
+            self._in_use[index] = result, arrived
+            self._timeline.ends_with("step", record.name, result)
+        else:
+            result, arrived = self._in_use.pop(index)
+            with self._timeline.waiting("wait for step", self._records[index].name):
+                jax.block_until_ready(result)
+            self._give_back(arrived)
 
     def close(self) -> None:
         """Stops reading and frees every buffer. Idempotent."""
         if not self._closed:
             self._closed = True
             self._prefetcher.close()
-            self._in_flight.clear()
+            self._timeline.close()
+            self._on_their_way.clear()
+            self._in_use.clear()
             self._kept.clear()
             self._resident.clear()
             self._mapped.clear()
+            self._ring.close()
             gc.collect()  # JAX lets go of adopted buffers only when Python collects garbage
 
 
-def _read(checkpoint: Checkpoint, mapped: Mapping[Part, MappedPart], part: Part, slot: np.ndarray) -> None:
+def _fill(
+    checkpoint: Checkpoint,
+    mapped: Mapping[Part, MappedPart],
+    timeline: Timeline,
+    record: str,
+    part: Part,
+    slot: np.ndarray,
+) -> None:
     """Fills a slot; of a mapped part, the slot only stands for the pages that are brought into memory."""
-    if part in mapped:
-        checkpoint.fetch_mapped(part, mapped[part])
-    else:
-        checkpoint.read_part(part, into=slot)
+    with timeline.reading(record, part.length_bytes):
+        if part in mapped:
+            checkpoint.fetch_mapped(part, mapped[part])
+        else:
+            checkpoint.read_part(part, into=slot)
 
 
 def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarray, ...]:

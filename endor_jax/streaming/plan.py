@@ -19,6 +19,8 @@ Tier = Literal["device", "host", "disk"]
 
 DEPTH = 2
 """Records whose transfer is issued ahead of the step that runs (docs/design.md: put(i+2), then step(i))."""
+READS = 2
+"""Reads in flight where nothing was measured: one thread reads while the other verifies."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class FixedCosts:
 class Plan:
     """Tiers of all records of a pass, in order, and the memory they take. `repr` is a table.
 
+    depth: records whose transfer is issued ahead. reads: records that are being read at a time.
     shares_memory: device and host are one memory, so records are used where they were read.
     """
 
@@ -58,6 +61,7 @@ class Plan:
     device_budget_bytes: int
     host_budget_bytes: int
     shares_memory: bool = False
+    reads: int = READS
 
     def _of(self, *tiers: Tier) -> list[Demand]:
         return [demand for demand, tier in zip(self.demands, self.tiers, strict=True) if tier in tiers]
@@ -66,6 +70,11 @@ class Plan:
     def streamed(self) -> tuple[int, ...]:
         """Indices of the records that are transferred every pass."""
         return tuple(i for i, tier in enumerate(self.tiers) if tier != "device")
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Indices of the records that are read from disk every pass."""
+        return tuple(i for i, tier in enumerate(self.tiers) if tier == "disk")
 
     @property
     def resident_bytes(self) -> int:
@@ -78,9 +87,19 @@ class Plan:
         return 0 if self.shares_memory else _stream_buffers(self._of("host", "disk"), self.depth)
 
     @property
+    def ring_records(self) -> int:
+        """Records that the host ring holds: those issued ahead, and those being read.
+
+        Where the device works in the ring itself, the one before the one that runs too: it is waited for only
+        when the next step is issued. See `make_schedule`, which needs no more.
+        """
+        read = len(self.read)
+        return min(self.depth, read) + self.shares_memory + self.reads if read else 0
+
+    @property
     def slots(self) -> int:
-        """Slots of the host ring: parts in transfer (in use, where memory is shared) and parts being read."""
-        return ring_slots(self._of("disk"), self.depth, shares_memory=self.shares_memory)
+        """Slots of the host ring."""
+        return self.ring_records * max((demand.parts for demand in self._of("disk")), default=0)
 
     @property
     def slot_bytes(self) -> int:
@@ -124,7 +143,7 @@ class Plan:
     def __repr__(self) -> str:
         lines = [
             f"records      {self.count('device')} on the device, {self.count('host')} in host memory, "
-            f"{self.count('disk')} on disk; {self.depth} issued ahead",
+            f"{self.count('disk')} on disk; {self.depth} issued ahead, {self.reads} being read",
             f"per pass     {format_size(self.read_bytes_per_pass)} read, "
             f"{format_size(self.transferred_bytes_per_pass)} transferred",
             f"device       {format_size(self.device_bytes)} of {format_size(self.device_budget_bytes)}",
@@ -146,25 +165,30 @@ def make_plan(
     device_budget_bytes: int,
     host_budget_bytes: int,
     depth: int | None = None,
+    reads: int = READS,
     shares_memory: bool = False,
 ) -> Plan:
     """Fills the device, then host memory, and leaves the rest on disk.
 
     Of all evenly spread sets that fit, the one that moves the fewest bytes per pass. depth: by default
-    `DEPTH`, or fewer where only that fits. Raises DoesNotFitError, with the smallest possible plan in its
-    text, if even that exceeds a budget, and InvalidInputError for a depth below 1.
+    `DEPTH`, or 1 where only that fits, and then one read at a time. reads: records being read at a time.
+    Raises DoesNotFitError, with the smallest possible plan in its text, if even that exceeds a budget, and
+    InvalidInputError for a depth or reads below 1.
     """
-    if depth is not None and depth < 1:
-        raise InvalidInputError("depth", got=str(depth), expected="at least 1", fix="leave it at its default")
+    for name, value in (("depth", depth), ("reads", reads)):
+        if value is not None and value < 1:
+            raise InvalidInputError(
+                name, got=str(value), expected="at least 1", fix="leave it at its default"
+            )
     tiers: tuple[Tier, ...] = ("disk",) * len(demands)
     budgets = device_budget_bytes, host_budget_bytes
-    nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory)
-    best = _filled(nothing)
-    while depth is None and not best.fits and best.depth > 1:
-        best = _filled(replace(nothing, depth=best.depth - 1))
-    if not best.fits:
-        raise _does_not_fit(best)
-    return best
+    nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads)
+    ways = [(depth, reads)] if depth is not None else [(DEPTH, reads), (1, reads), (1, 1)]
+    plans = [_filled(replace(nothing, depth=ahead, reads=under_way)) for ahead, under_way in ways]
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting:
+        raise _does_not_fit(plans[-1])
+    return fitting[0]
 
 
 def _filled(nothing: Plan) -> Plan:
@@ -225,16 +249,6 @@ def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
     """`count` of the indices, evenly spaced."""
     total = len(indices)
     return tuple(index for i, index in enumerate(indices) if (i + 1) * count // total > i * count // total)
-
-
-def ring_slots(read: Sequence[Demand], depth: int, *, shares_memory: bool = False) -> int:
-    """Slots for the records issued ahead, the one that is next and one being read.
-
-    Where the device works in the slots themselves, the one that runs and the one before it take theirs too;
-    the one that is next is among those issued.
-    """
-    used = 3 if shares_memory else 2
-    return (min(depth, len(read)) + used) * max((demand.parts for demand in read), default=0)
 
 
 def _stream_buffers(streamed: Sequence[Demand], depth: int) -> int:

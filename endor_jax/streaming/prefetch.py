@@ -1,114 +1,97 @@
-"""The prefetcher: reader threads that fill ring slots with parts, in the order they will be needed, for ever.
+"""The prefetcher: reader threads that fill slots with parts, in the order in which they were asked for.
 
-Readers only fill slots; they never touch a device. The order is cyclic: after the last part of a pass comes
-the first of the next. Whatever goes wrong in a reader is kept and raised where the part is taken.
+Readers only fill slots; they never touch a device. Whatever goes wrong in a reader is raised where the
+record is taken.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from endor_jax.errors import EndorError, StreamError
 from endor_jax.store.manifest import Part
-from endor_jax.streaming.ring import Ring
 
-READERS = 2
-"""Reader threads: one reads while the other verifies or waits for a slot."""
+Slots = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One part of the cyclic order, with the record it belongs to (for errors)."""
+class Reading:
+    """A record whose parts are being read: a slot and a future for each."""
 
     record: str
-    part: Part
+    parts: tuple[Part, ...]
+    slots: Slots
+    futures: tuple[Future[None], ...]
 
 
 class Prefetcher:
-    """Reads `order` over and over into the slots of `ring`; `take` hands the parts out in that order.
+    """Reads records with `reads` threads; `take` hands them out in the order of `request`.
 
-    read: fills a buffer with a part. A slot must go back to the ring when its bytes are no longer needed.
+    read: fills a slot with a part; the name of the record comes with it.
     """
 
-    def __init__(self, order: Sequence[Wanted], ring: Ring, *, read: Callable[[Part, np.ndarray], None]):
-        self._order, self._ring, self._read = tuple(order), ring, read
-        self._ticket = itertools.count()
-        self._taken = 0
-        self._filled: dict[int, np.ndarray | EndorError] = {}
-        self._changed = threading.Condition()
-        self._turn = threading.Lock()
+    def __init__(self, read: Callable[[str, Part, np.ndarray], None], *, reads: int):
+        self._read = read
+        self._queue: deque[Reading] = deque()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"endor-reader-{i}", daemon=True)
-            for i in range(READERS if order else 0)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._pool = ThreadPoolExecutor(reads, thread_name_prefix="endor-reader")
 
-    def _run(self) -> None:
-        while True:
-            # Slots are given out in the order of tickets, or a late part could starve an early one.
-            with self._turn:
-                slot = self._ring.acquire()
-                if slot is None:
-                    return
-                ticket = next(self._ticket)
-            wanted = self._order[ticket % len(self._order)]
-            result: np.ndarray | EndorError = slot
-            try:
-                self._read(wanted.part, slot)
-            except BaseException as error:  # whatever it is: the consumer waits for this part
-                result = _named(error, wanted)
-            with self._changed:
-                self._filled[ticket] = result
-                self._changed.notify_all()
-            if isinstance(result, EndorError):
-                return
+    def request(self, record: str, parts: Sequence[Part], slots: Slots) -> None:
+        """Has the parts of a record read into as many slots. Raises StreamError after `close`."""
+        try:
+            futures = tuple(
+                self._pool.submit(self._read, record, part, slot)
+                for part, slot in zip(parts, slots, strict=True)
+            )
+        except RuntimeError as error:  # the pool was shut down
+            raise closed_error() from error
+        self._queue.append(Reading(record, tuple(parts), slots, futures))
 
-    def take(self) -> np.ndarray:
-        """The slot that holds the next part, waiting for it if need be.
+    def take(self) -> Slots:
+        """The filled slots of the next record, waiting for them if need be.
 
-        Raises what went wrong while reading it, with record and file named; StreamError after `close`.
+        Raises what went wrong while reading it, with record and file named, now and whenever it is called
+        again; StreamError after `close`.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._taken in self._filled or self._closed)
-            if self._closed:
-                raise closed_error()
-            result = self._filled[self._taken]
-            if isinstance(result, EndorError):
-                raise result
-            del self._filled[self._taken]
-            self._taken += 1
-            return result
+        if self._closed:
+            raise closed_error()
+        reading = self._queue[0]
+        for part, future in zip(reading.parts, reading.futures, strict=True):
+            try:
+                error = future.exception()
+            except CancelledError:
+                raise closed_error() from None
+            if error is not None:
+                raise _named(error, reading.record, part)
+        if self._closed:
+            raise closed_error()
+        return self._queue.popleft().slots
 
     def close(self) -> None:
-        """Stops the readers and waits for them. Idempotent."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._ring.close()
-        if threading.current_thread() in self._threads:  # collecting garbage, it closed an abandoned stream
-            return
-        for thread in self._threads:
-            thread.join()
-        self._filled.clear()
+        """Stops the readers and waits for what they are reading. Idempotent."""
+        self._closed = True
+        reading = threading.current_thread().name.startswith("endor-reader")
+        # A reader, collecting garbage, may close an abandoned stream: it cannot wait for itself.
+        self._pool.shutdown(wait=not reading, cancel_futures=True)
+        self._queue.clear()
 
 
-def _named(error: BaseException, wanted: Wanted) -> EndorError:
+def _named(error: BaseException, record: str, part: Part) -> EndorError:
     """The same error, saying for which record it happened."""
-    where = f"record {wanted.record}, "
+    where = f"record {record}, "
     if isinstance(error, EndorError):
         named = type(error)(where + error.where, got=error.got, expected=error.expected, fix=error.fix)
     else:
         named = StreamError(
-            f"{where}part {wanted.part.path}",
+            f"{where}part {part.path}",
             got=f"{type(error).__name__}: {error}",
-            expected=f"{wanted.part.length_bytes:,} bytes",
+            expected=f"{part.length_bytes:,} bytes",
             fix="see whether the checkpoint's disk is still there",
         )
     named.__cause__ = error

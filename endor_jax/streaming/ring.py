@@ -1,11 +1,12 @@
-"""The host ring: a fixed number of page-aligned buffers that parts are read into, and nothing grows."""
+"""The host ring: page-aligned slots, allocated once, that parts are read into, and nothing grows."""
 
 from __future__ import annotations
 
 import mmap
-import threading
 
 import numpy as np
+
+from endor_jax.arrays import round_up
 
 
 def aligned_buffer(size_bytes: int) -> np.ndarray:
@@ -20,30 +21,27 @@ def aligned_buffer(size_bytes: int) -> np.ndarray:
 
 
 class Ring:
-    """`count` slots of `size_bytes`. Readers acquire, the transfer releases; `close` wakes all who wait."""
+    """`count` slots of `size_bytes` in one block of memory. The schedule sees to it that one is free when it
+    is acquired; so it belongs to the thread that walks the schedule.
+
+    memory: all of it, (bytes,) uint8.
+    """
 
     def __init__(self, count: int, size_bytes: int):
+        pitch = round_up(size_bytes, mmap.PAGESIZE)
         self.size_bytes = size_bytes
-        self._free = [aligned_buffer(size_bytes) for _ in range(count)]
-        self._changed = threading.Condition()
-        self._closed = False
+        self.memory = aligned_buffer(count * pitch)
+        self._free = [self.memory[i * pitch : i * pitch + size_bytes] for i in range(count)]
 
-    def acquire(self) -> np.ndarray | None:
-        """A free slot, waiting for one if need be; None once the ring is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._free or self._closed)
-            return None if self._closed else self._free.pop()
+    def acquire(self) -> np.ndarray:
+        """A free slot."""
+        return self._free.pop()
 
     def release(self, slot: np.ndarray) -> None:
         """Gives a slot back; nothing may read it any more."""
-        with self._changed:
-            if not self._closed:
-                self._free.append(slot)
-                self._changed.notify()
+        self._free.append(slot)
 
     def close(self) -> None:
-        """Lets go of the memory and wakes all who wait. Idempotent."""
-        with self._changed:
-            self._closed = True
-            self._free.clear()
-            self._changed.notify_all()
+        """Lets go of the memory. Idempotent."""
+        self._free.clear()
+        self.memory = aligned_buffer(0)

@@ -1,4 +1,4 @@
-"""The schedule of a pass as a value: in which order transfers are issued and steps run.
+"""The schedule of a pass as a value: when parts are read, transfers issued, steps run and memory given back.
 
 One thread walks it. Before the step of the k-th streamed record, the transfer of the (k + depth)-th is
 issued, wrapping into the next pass. On CUDA a copy waits for all compute enqueued before its buffer was
@@ -7,36 +7,64 @@ allocated, so the order put(i+2), step(i) is what keeps the link busy while a st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from endor_jax.streaming.plan import Plan
 
 
 @dataclass(frozen=True)
 class Action:
-    """`put`: issue the transfer of a record. `step`: run the layer of a record."""
+    """One thing that is done for a record.
 
-    kind: Literal["put", "step"]
+    `read`: have a reader fill free slots with its parts. `put`: issue its transfer, once it is read. `step`:
+    run its layer, once it has arrived. `release`: wait for its step; its memory may be used again.
+    """
+
+    kind: Literal["read", "put", "step", "release"]
     record: int
 
 
-def lookahead(streamed: Sequence[int], depth: int) -> int:
-    """How many streamed records are issued ahead: `depth`, or all of them if there are fewer."""
-    return min(depth, len(streamed))
+@dataclass(frozen=True)
+class Schedule:
+    """What is done once, before the first pass, and what is done in every pass."""
+
+    prologue: tuple[Action, ...]
+    one_pass: tuple[Action, ...]
 
 
-def prologue(streamed: Sequence[int], depth: int) -> tuple[Action, ...]:
-    """What is issued once, before the first pass."""
-    return tuple(Action("put", record) for record in streamed[: lookahead(streamed, depth)])
+def make_schedule(plan: Plan) -> Schedule:
+    """The schedule of a plan.
 
+    A record is read as soon as there are slots for it: those of one whose step is over where the device
+    works in the slots themselves, else those of one that has arrived on the device.
+    """
+    streamed, read = plan.streamed, plan.read
+    ahead = min(plan.depth, len(streamed))
+    prologue = [Action("read", read[k % len(read)]) for k in range(plan.ring_records)]
+    prologue += [Action("put", record) for record in streamed[:ahead]]
+    follows = {record: streamed[(k + ahead) % len(streamed)] for k, record in enumerate(streamed)}
+    refills = {record: read[(k + plan.ring_records) % len(read)] for k, record in enumerate(read)}
 
-def one_pass(records: int, streamed: Sequence[int], depth: int) -> tuple[Action, ...]:
-    """One pass over `records` records, of which `streamed` (ascending) are transferred every time."""
-    ahead = lookahead(streamed, depth)
-    order = {record: k for k, record in enumerate(streamed)}
     actions: list[Action] = []
-    for record in range(records):
-        if record in order:
-            actions.append(Action("put", streamed[(order[record] + ahead) % len(streamed)]))
+
+    def refill(record: int) -> None:
+        if record in refills:
+            actions.append(Action("read", refills[record]))
+
+    def release(record: int) -> None:
+        actions.append(Action("release", record))
+        if plan.shares_memory:
+            refill(record)
+
+    for record in range(len(plan.tiers)):
+        if record in follows:
+            actions.append(Action("put", follows[record]))
         actions.append(Action("step", record))
-    return tuple(actions)
+        if not plan.shares_memory:
+            refill(record)
+        if record:  # the one before: so the device has its next step before it is done with the last
+            release(record - 1)
+    if plan.tiers:
+        release(len(plan.tiers) - 1)
+    return Schedule(tuple(prologue), tuple(actions))

@@ -175,7 +175,8 @@ def test_interrupt_closes(checkpoint: Checkpoint) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.run(interrupt)
     assert not run._resident
-    assert not run._in_flight
+    assert not run._on_their_way
+    assert not run._in_use
 
 
 def test_resident_that_cannot_be_read_leaves_no_thread(

@@ -187,7 +187,7 @@ def test_fewer_are_issued_ahead_where_only_that_fits() -> None:
 
     assert made(4 * MIB, None).depth == 2
     assert made(4 * MIB - 1, None).depth == 1
-    assert "1 issued ahead" in repr(made(4 * MIB - 1, None))
+    assert "1 issued ahead, 2 being read" in repr(made(4 * MIB - 1, None))
     with pytest.raises(DoesNotFitError):  # what was asked for by name is not changed
         made(4 * MIB - 1, 2)
     with pytest.raises(DoesNotFitError, match=r"at least 3 MiB"):
@@ -218,7 +218,7 @@ def test_repr() -> None:
         host_budget_bytes=int(6.5 * MIB),
     )
     assert repr(made).splitlines() == [
-        "records      2 on the device, 2 in host memory, 6 on disk; 2 issued ahead",
+        "records      2 on the device, 2 in host memory, 6 on disk; 2 issued ahead, 2 being read",
         "per pass     5.999 MiB read, 8 MiB transferred",
         "device       9 MiB of 9 MiB",
         "  KV cache            3 MiB",
