@@ -14,6 +14,8 @@ from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.executor import Executor, read_parts
 from endor_jax.streaming.plan import Plan
+from endor_jax.streaming.schedule import Schedule
+from endor_jax.streaming.timeline import Timeline
 from endor_jax.streaming.transfer import Device, put
 
 
@@ -39,14 +41,25 @@ def check_records(path: Path, manifest: Manifest, decoder: Decoder) -> None:
 
 
 def make_runner(
-    checkpoint: Checkpoint, decoder: Decoder, shape: Geometry, *, plan: Plan, device: Device
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    shape: Geometry,
+    *,
+    plan: Plan,
+    device: Device,
+    timeline: Timeline | None = None,
+    schedule: Schedule | None = None,
 ) -> Runner:
-    """Reads what stays in memory and starts reading ahead. Raises NotFoundError or CorruptCheckpointError."""
+    """Reads what stays in memory and starts reading ahead. timeline, schedule: as the executor takes them.
+
+    Raises NotFoundError or CorruptCheckpointError.
+    """
     manifest = checkpoint.manifest
     embedding = Embedding(checkpoint, manifest.record("embedding"))
     ends = {r.name: _resident(checkpoint, r, device) for r in manifest.records if r.name in ("stem", "final")}
     # Last, because it starts threads: nothing that can fail comes after it.
-    executor = Executor(checkpoint, pass_records(manifest), plan=plan, device=device)
+    records = pass_records(manifest)
+    executor = Executor(checkpoint, records, plan=plan, device=device, timeline=timeline, schedule=schedule)
     return Runner(decoder, device, executor, shape, embedding, ends.get("stem"), ends["final"])
 
 

@@ -27,6 +27,7 @@ from endor_jax.generate.session import Session, chat_ids, check_room
 from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
+from endor_jax.streaming.timeline import Timeline
 from endor_jax.streaming.transfer import shares_memory
 from endor_jax.text import Tokenizer, tokenizer_of
 
@@ -242,6 +243,7 @@ def load(
     batch: int = 1,
     depth: int | None = None,
     reader: str | None = None,
+    timeline: Timeline | None = None,
 ) -> Model:
     """Opens a converted model and places its records.
 
@@ -249,7 +251,7 @@ def load(
     tokens of prompt and generation together, by default the model's own limit, at most 2048. batch: most
     sequences under way at once in `complete_batch`. depth: records whose transfer is issued ahead, by
     default 2, or 1 where only that fits. reader: "preadv", "direct", "mmap" or "tensorstore"; by default what
-    was measured to be best on this disk.
+    was measured to be best on this disk. timeline: collects what each stage does and when (`endor trace`).
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
     device = default_device()
@@ -272,5 +274,5 @@ def load(
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
-    runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device)
+    runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device, timeline=timeline)
     return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected)

@@ -27,7 +27,7 @@ from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, closed_error
 from endor_jax.streaming.ring import Ring, aligned_buffer
-from endor_jax.streaming.schedule import Action, make_schedule
+from endor_jax.streaming.schedule import Action, Schedule, make_schedule
 from endor_jax.streaming.timeline import Stages, Timeline
 from endor_jax.streaming.transfer import Device, put, shares_memory
 
@@ -79,15 +79,19 @@ class Executor:
         plan: Plan,
         device: Device,
         timeline: Timeline | None = None,
+        schedule: Schedule | None = None,
     ):
-        """Reads what stays in memory, then starts reading ahead. timeline: one of the caller's, to look at.
+        """Reads what stays in memory, then starts reading ahead.
+
+        timeline: one of the caller's, to look at. schedule: by default that of `make_schedule`; another one
+        must need no more slots than the plan has.
 
         Raises what a read raises.
         """
         self.plan, self._records, self._device = plan, tuple(records), device
         self._checkpoint = checkpoint
         self._timeline = Timeline() if timeline is None else timeline
-        self._schedule = make_schedule(plan)
+        self._schedule = make_schedule(plan) if schedule is None else schedule
         self.bytes_read = self.bytes_transferred = 0
         self._closed = self._started = False
         self._failure: BaseException | None = None
