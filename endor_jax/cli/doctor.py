@@ -18,7 +18,8 @@ from rich.table import Table
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
 
 if TYPE_CHECKING:
-    from endor_jax.store.reader_choice import Rates
+    from endor_jax.store.disk_rates import Rates
+    from endor_jax.store.reader_choice import Choice
 
 PACKAGES = ("jax", "jaxlib", "flax", "tensorstore", "orbax-checkpoint", "numpy", "tokenizers", "safetensors")
 EXTRAS = {"gguf": "gguf", "cuda": "jax_cuda13_plugin"}
@@ -35,13 +36,15 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Report versions, devices, kernels, memory, and how fast the disk is read."""
+    """Report versions, devices, kernels, memory, and rates of this machine and its disk, measured anew."""
     output = Output(as_json, quiet, verbose)
     values = examine()
     disk = examine_disk() if checkpoint is None else examine_checkpoint(checkpoint)
+    rates = examine_rates()
     if as_json:
-        output.json(values | {"disk": disk})
+        output.json(values | {"rates": rates, "disk": disk})
         return
+    values["rates"] = _rate_lines(rates)
     values["disk"] = _disk_lines(disk)
     table = Table(show_header=False, box=None)
     for name, value in values.items():
@@ -101,22 +104,44 @@ def _compiled_kernels() -> str:
     )
 
 
+def examine_rates() -> dict[str, float | None]:
+    """What the first device and its link do per second, measured anew; predictions use it from now on.
+
+    linear: of a product of one row in bfloat16 with a half-pruned matrix in packed:2. expand: dense bytes of
+    the same. link: None where device and host are one memory.
+    """
+    from endor_jax.streaming.budget import default_device
+    from endor_jax.streaming.measure import copy_rate, expand_rate, link_rate, product_curve
+    from endor_jax.streaming.rates import Product
+
+    device, dtype = default_device(), "bfloat16"
+    product = Product("packed:2", dtype, dtype, dtype, rows=1)
+    return {
+        "linear_weights_per_second": product_curve(product, device, anew=True).per_second,
+        "expand_bytes_per_second": expand_rate("packed:2", dtype, device, anew=True),
+        "copy_bytes_per_second": copy_rate(device, anew=True),
+        "link_bytes_per_second": link_rate(device, anew=True),
+    }
+
+
 def examine_checkpoint(path: str) -> dict[str, Any]:
     """How fast the parts of a checkpoint are read, measured anew, and which reader it is opened with."""
     from endor_jax.store.direct import READERS
+    from endor_jax.store.disk_rates import disk_of, keep, measure
     from endor_jax.store.part import DATA_FILE
     from endor_jax.store.reader import Checkpoint
-    from endor_jax.store.reader_choice import CANDIDATES, disk_of, measure, remember
 
     with Checkpoint(path, reader="preadv") as opened:  # checks that there is something to measure
         parts = [(opened.path / part.path, part.length_bytes) for part in opened.manifest.parts]
     rates = measure(parts, READERS)
     if parts:
-        known = {reader: rates[reader] for reader in CANDIDATES if reader in rates}
-        remember(disk_of(parts[0][0] / DATA_FILE), known)
+        keep(disk_of(parts[0][0] / DATA_FILE), {reader: rates.get(reader) for reader in READERS})
     with Checkpoint(path) as opened:
-        choice = opened.reader_choice
-    return {"path": path, "rates": _rate_values(rates), "reader": choice.reader, "why": choice.why}
+        return {"path": path, "rates": _rate_values(rates)} | _chosen(opened.reader_choice)
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    return {"reader": choice.reader, "why": choice.why, "reads": choice.reads}
 
 
 def examine_disk() -> dict[str, Any]:
@@ -125,8 +150,9 @@ def examine_disk() -> dict[str, Any]:
 
     from endor_jax.errors import EndorError
     from endor_jax.store.direct import READERS
+    from endor_jax.store.disk_rates import measure
     from endor_jax.store.part import write_part
-    from endor_jax.store.reader_choice import choose, measure
+    from endor_jax.store.reader_choice import choose
 
     where = os.getcwd()
     try:
@@ -136,30 +162,69 @@ def examine_disk() -> dict[str, Any]:
             rates = measure([(part, SAMPLE_BYTES)], READERS)
     except (OSError, EndorError) as error:  # a directory that cannot be written, a full disk
         why = f"not measured: {error}"
-        return {"path": where, "rates": {}, "reader": None, "why": why}
+        return {"path": where, "rates": {}, "reader": None, "why": why, "reads": None}
     fits = choose(rates, read_bytes=0, cache_bytes=1)
     exceeds = choose(rates, read_bytes=1, cache_bytes=0)
     reader = fits.reader if fits.reader == exceeds.reader else f"{fits.reader} or {exceeds.reader}"
     why = f"what the page cache can hold: {fits.reader}, {fits.why}; else {exceeds.reader}, {exceeds.why}"
-    return {"path": where, "rates": _rate_values(rates), "reader": reader, "why": why}
-
-
-def _rate_values(rates: Mapping[str, Rates]) -> dict[str, dict[str, float]]:
     return {
-        reader: {"cold_bytes_per_second": rate.cold, "warm_bytes_per_second": rate.warm}
+        "path": where,
+        "rates": _rate_values(rates),
+        "reader": reader,
+        "why": why,
+        "reads": max(fits.reads, exceeds.reads),
+    }
+
+
+def _rate_values(rates: Mapping[str, Rates]) -> dict[str, dict[str, Any]]:
+    return {
+        reader: {
+            "cold_bytes_per_second": rate.cold,
+            "warm_bytes_per_second": rate.warm,
+            "by_reads": {
+                str(reads): {
+                    "cold_bytes_per_second": rate.cold_by_reads[reads].bytes_per_second,
+                    "warm_bytes_per_second": rate.warm_by_reads[reads].bytes_per_second,
+                }
+                for reads in rate.cold_by_reads
+            },
+        }
         for reader, rate in rates.items()
     }
 
 
+def _rate_lines(rates: Mapping[str, float | None]) -> list[str]:
+    link = rates["link_bytes_per_second"]
+    linear = rates["linear_weights_per_second"]
+    assert linear is not None
+    lines = [f"linear: {linear / 1e9:.1f} billion weights/s (packed:2, bfloat16, one row)"]
+    for name, what in (("expand", "dense bytes of the same"), ("copy", "in host memory, one thread")):
+        rate = rates[f"{name}_bytes_per_second"]
+        assert rate is not None
+        lines.append(f"{name}: {rate / 1e9:.1f} GB/s ({what})")
+    return [
+        *lines,
+        "link: none, one memory" if link is None else f"link: {link / 1e9:.1f} GB/s to the device",
+    ]
+
+
 def _disk_lines(disk: dict[str, Any]) -> list[str]:
     from endor_jax.store.direct import READERS
+    from endor_jax.store.disk_rates import IN_FLIGHT
 
     lines = [disk["path"]]
     for reader in READERS if disk["rates"] else ():
         rate = disk["rates"].get(reader)
         if rate is None:
             lines.append(f"{reader}: refused by the file system")
-        else:
-            cold, warm = (rate[f"{state}_bytes_per_second"] / 1e9 for state in ("cold", "warm"))
-            lines.append(f"{reader}: {cold:.2f} GB/s cold, {warm:.2f} GB/s warm")
+            continue
+        each = {
+            state: "/".join(
+                f"{by[f'{state}_bytes_per_second'] / 1e9:.2f}" for by in rate["by_reads"].values()
+            )
+            for state in ("cold", "warm")
+        }
+        lines.append(f"{reader}: {each['cold']} GB/s cold, {each['warm']} GB/s warm")
+    if disk["rates"]:
+        lines.append(f"(with {'/'.join(map(str, IN_FLIGHT))} reads in flight)")
     return [*lines, f"reader: {disk['reader'] or 'none chosen'} ({disk['why']})"]

@@ -46,7 +46,10 @@ class Checkpoint:
         for part in self.manifest.parts:
             inside(self.path, f"{part.path}/{DATA_FILE}")
             check_length(self.path / part.path, part.length_bytes)
-        self._choice: Choice | None = None if reader is None else _named(reader, self._parts())
+        self._asked_reader = reader
+        if reader is not None:
+            _check_named(reader, self._parts())
+        self._choice: Choice | None = None
         self._choosing = threading.Lock()
         self.bytes_read = 0
         self._lock = threading.Lock()
@@ -59,7 +62,7 @@ class Checkpoint:
         checkpoint costs no measurement. Raises what reading raises."""
         with self._choosing:
             if self._choice is None:
-                self._choice = choose_reader(self._parts())
+                self._choice = choose_reader(self._parts(), reader=self._asked_reader)
             return self._choice
 
     @property
@@ -206,10 +209,9 @@ class Checkpoint:
         self.close()
 
 
-def _named(reader: str, parts: list[tuple[Path, int]]) -> Choice:
-    """The reader that was asked for. Raises what it would raise at its first read."""
+def _check_named(reader: str, parts: list[tuple[Path, int]]) -> None:
+    """Raises what the reader that was asked for would raise at its first read."""
     check_reader(reader)
     for directory, length in parts[:1]:
         with open_part(directory, length, reader=reader):
             pass
-    return Choice(reader, "it was asked for")

@@ -267,7 +267,11 @@ def test_doctor(run_command):
     result = values(run_command("doctor", "--json"))
     assert {"endor_jax", "python", "packages", "devices", "expand"} <= set(result)
     assert any(line.startswith("jax ") for line in result["packages"])
-    assert "devices" in run_command("doctor").stdout
+    assert result["rates"].pop("link_bytes_per_second") is None
+    assert all(rate > 0 for rate in result["rates"].values())
+    words = run_command("doctor").stdout
+    assert "devices" in words
+    assert "billion weights/s" in words
 
 
 def test_version(run_command):

@@ -82,7 +82,10 @@ def test_doctor_measures_the_disk_of_a_checkpoint(run_command, checkpoint, damag
     assert disk["reader"] == "preadv"
     assert "too few for it to matter" in disk["why"]
     assert set(disk["rates"]) <= set(READERS)
-    assert all(rate > 0 for rates in disk["rates"].values() for rate in rates.values())
+    for rates in disk["rates"].values():
+        assert set(rates["by_reads"]) == {"1", "2", "4"}
+        for state in ("cold_bytes_per_second", "warm_bytes_per_second"):
+            assert rates[state] == max(rate[state] for rate in rates["by_reads"].values()) > 0
     words = run_command("doctor", checkpoint).stdout
     assert "GB/s cold" in words
     shutil.rmtree(damaged / "parts/layers.0.0")

@@ -1,0 +1,52 @@
+"""What was measured on this machine, kept from one process to the next in $XDG_CACHE_HOME/endor_jax.
+
+A file is one JSON object. What cannot be read back is measured again, what cannot be written is not kept:
+neither is an error, because nothing but time is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def recall(file: str, key: str) -> Any:
+    """What `remember` kept under a key: a JSON value, by whomever it was written; None if there is none."""
+    try:
+        return _whole(file).get(key)
+    except (OSError, ValueError, RecursionError):  # absent or damaged
+        return None
+
+
+def remember(file: str, entries: Mapping[str, Any]) -> None:
+    """Keeps JSON values by key, by rename, beside those of other keys."""
+    path = _directory() / file
+    try:
+        try:
+            kept = _whole(file)
+        except (ValueError, RecursionError, FileNotFoundError):
+            kept = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as written:
+            json.dump(kept | dict(entries), written)
+        os.replace(written.name, path)
+    except OSError:
+        return
+
+
+def _whole(file: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises OSError, ValueError, RecursionError."""
+    whole = json.loads((_directory() / file).read_text())
+    if not isinstance(whole, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return whole
+
+
+def _directory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
+    return root / "endor_jax"

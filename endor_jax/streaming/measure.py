@@ -1,0 +1,135 @@
+"""Measuring the rates of this machine, a tenth of a second each, with matrices that no cache holds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from endor_jax.arrays import dtype_from_name
+from endor_jax.format.encode import encode_array
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import parse_codec
+from endor_jax.kernels.expand import expand
+from endor_jax.kernels.linear import linear
+from endor_jax.prune.magnitude import apply_mask, magnitude_mask
+from endor_jax.streaming.rates import Curve, Product, remembered
+from endor_jax.streaming.ring import aligned_buffer
+from endor_jax.streaming.transfer import Device, put, shares_memory
+
+SHAPES = ((128, 128), (512, 1024), (2048, 2048))
+"""(outputs, inputs) of the matrices that a curve goes through: one that costs what any operation does, one of
+a small model, one large enough for its rate to be that of larger ones."""
+SECONDS = 0.06
+"""For a point of a curve, or a rate."""
+LEAST_CALLS = 3
+BLOCK_BYTES = 32 * 2**20
+"""Copied or transferred at a time."""
+CACHES = 2
+"""What is measured in turn totals this many times the last-level cache."""
+MOST_COPIES = 64
+"""Of a tiny matrix, which is measured for what any operation costs."""
+CACHE_BYTES = 32 * 2**20
+"""Taken for the last-level cache where the machine does not tell."""
+CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def product_curve(product: Product, device: Device, *, anew: bool = False) -> Curve:
+    """Seconds of such products on a device, by weights: remembered, or measured now."""
+
+    def measure() -> list[float]:
+        x = np.random.default_rng(0)
+        return [_product_seconds(product, shape, x, device) for shape in SHAPES]
+
+    seconds = remembered(device, product.name, measure, anew=anew)
+    if len(seconds) != len(SHAPES):  # kept by somebody else
+        return product_curve(product, device, anew=True)
+    return Curve(tuple((rows * columns, each) for (rows, columns), each in zip(SHAPES, seconds, strict=True)))
+
+
+def _product_seconds(
+    product: Product, shape: tuple[int, int], random: np.random.Generator, device: Device
+) -> float:
+    matrices = matrix_copies(shape, product.codec, product.dtype, device)
+    x = random.standard_normal((product.rows, 1, shape[1]), np.float32).astype(
+        dtype_from_name(product.x_dtype)
+    )
+    x = jax.device_put(x, device)
+    step = jax.jit(partial(linear, output_dtype=dtype_from_name(product.output_dtype)))
+    return call_seconds(lambda i: step(x, matrices[i % len(matrices)]))
+
+
+def expand_rate(codec: str, dtype: str, device: Device, *, anew: bool = False) -> float:
+    """Dense bytes per second that half-pruned matrices of a codec expand to."""
+    shape = SHAPES[-1]
+
+    def measure() -> list[float]:
+        matrices = matrix_copies(shape, codec, dtype, device)
+        seconds = call_seconds(lambda i: expand(matrices[i % len(matrices)]))
+        return [shape[0] * shape[1] * dtype_from_name(dtype).itemsize / seconds]
+
+    return remembered(device, f"expand {codec} {dtype}", measure, anew=anew)[0]
+
+
+def link_rate(device: Device, *, anew: bool = False) -> float | None:
+    """Bytes per second from host memory to the device; None where both are one memory."""
+    if shares_memory(device):
+        return None
+
+    def measure() -> list[float]:
+        block = aligned_buffer(BLOCK_BYTES)
+        return [BLOCK_BYTES / call_seconds(lambda _: put(block, BLOCK_BYTES, device))]
+
+    return remembered(device, "link", measure, anew=anew)[0]
+
+
+def copy_rate(device: Device, *, anew: bool = False) -> float:
+    """Bytes per second that one thread copies in host memory."""
+
+    def measure() -> list[float]:
+        source, target = (np.ones(BLOCK_BYTES, np.uint8) for _ in range(2))
+        return [BLOCK_BYTES / call_seconds(lambda _: np.copyto(target, source))]
+
+    return remembered(device, "copy", measure, anew=anew)[0]
+
+
+def matrix_copies(shape: tuple[int, int], codec: str, dtype: str, device: Device) -> list[SparseTensor]:
+    """A random matrix, half pruned unless its codec has no bitmap, in more copies than a cache holds.
+
+    Encoded once: what a cache sees of a copy is its words.
+    """
+    weights = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(shape[1] ** -0.5)
+    if parse_codec(codec).bitmap:
+        weights = apply_mask(weights, magnitude_mask(weights, 0.5))
+    encoded = encode_array(weights.astype(dtype_from_name(dtype)), codec)
+    (words,) = (np.asarray(part) for part in encoded.parts)
+    count = max(2, -(-CACHES * last_level_cache_bytes() // words.nbytes))
+    return [
+        SparseTensor((jax.device_put(jnp.array(words, copy=True), device),), encoded.layout)
+        for _ in range(min(count, MOST_COPIES))
+    ]
+
+
+def call_seconds(call: Callable[[int], object]) -> float:
+    """Median seconds of a call, which is waited for; the first one, which compiles, does not count."""
+    jax.block_until_ready(call(0))
+    samples: list[float] = []
+    begun = time.perf_counter()
+    while len(samples) < LEAST_CALLS or time.perf_counter() - begun < SECONDS:
+        clock = time.perf_counter()
+        jax.block_until_ready(call(len(samples) + 1))
+        samples.append(time.perf_counter() - clock)
+    return statistics.median(samples)
+
+
+def last_level_cache_bytes() -> int:
+    """Of the largest cache of the first processor, where the system tells; else CACHE_BYTES."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = [path.read_text().strip() for path in CPU_CACHES.glob("index*/size")]
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=CACHE_BYTES)
