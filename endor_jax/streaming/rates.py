@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import jax
 
 from endor_jax import native
+from endor_jax.memory import give_back
 from endor_jax.store.remembered import recall, remember
 from endor_jax.streaming.transfer import Device
 from endor_jax.version import VERSION
@@ -94,6 +95,7 @@ def remembered(
         if kept is not None:
             return kept
     measured = tuple(map(float, measure()))
+    give_back()
     remember(FILE, {key: measured})
     return measured
 
