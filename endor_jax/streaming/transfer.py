@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from endor_jax.errors import UnsupportedError
-from endor_jax.streaming.pinning import CudaRuntime, Pinned, pin
+from endor_jax.streaming.cuda_runtime import CudaRuntime
+from endor_jax.streaming.pinning import Pinned, pin
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no types
 Way = Literal["shared", "registered", "pinned_host", "pageable"]

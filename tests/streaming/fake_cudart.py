@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from endor_jax.streaming.pinning import CudaRuntime, load_runtime
+from endor_jax.streaming.cuda_runtime import CudaRuntime, load_runtime
 
 SOURCE = Path(__file__).with_suffix(".c")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endor_jax.errors import DoesNotFitError, OptionError, UnsupportedError
-from endor_jax.streaming import link, link_rates, pinning
+from endor_jax.streaming import cuda_runtime, link, link_rates
 from endor_jax.streaming.link import SHARED, WORTH, choose, choose_link
 from endor_jax.streaming.link_rates import Measured, Rates, copy_rate, measure_link
 from endor_jax.streaming.ring import aligned_buffer
@@ -42,8 +42,8 @@ def own_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The CPU is treated as a device with memory of its own, and measured on little; without CUDA."""
     monkeypatch.setattr(link, "shares_memory", lambda device: False)
     monkeypatch.setattr(link_rates, "PART_BYTES", 2**16)
-    monkeypatch.setattr(pinning, "SONAMES", (str(tmp_path / "libcudart.so"),))
-    monkeypatch.setattr(pinning, "runtime_paths", lambda: pinning.SONAMES)
+    monkeypatch.setattr(cuda_runtime, "SONAMES", (str(tmp_path / "libcudart.so"),))
+    monkeypatch.setattr(cuda_runtime, "runtime_paths", lambda: cuda_runtime.SONAMES)
 
 
 def test_pinned_where_jaxlib_sees_it() -> None:
@@ -170,7 +170,7 @@ def test_with_cuda_all_ways_and_the_limit_are_measured(
 ) -> None:
     path = compile_fake_cudart(tmp_path)
     cuda = FakeCuda(path)
-    monkeypatch.setattr(pinning, "runtime_paths", lambda: (str(path),))
+    monkeypatch.setattr(cuda_runtime, "runtime_paths", lambda: (str(path),))
     measured = measure_link(device, part_bytes=2**16)
     assert measured.rates.keys() == set(WAYS)
     assert not measured.refused

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from endor_jax.errors import StreamError, UnsupportedError
-from endor_jax.streaming import pinning
-from endor_jax.streaming.pinning import find_runtime, load_runtime, pin, runtime_paths
+from endor_jax.streaming.pinning import pin
 from endor_jax.streaming.ring import Ring, aligned_buffer
 from endor_jax.streaming.transfer import keep, pin_for, put
 from tests.streaming.fake_cudart import FakeCuda, compile_fake_cudart
@@ -40,14 +39,6 @@ def test_every_buffer_is_registered_whole_and_portable(cuda: FakeCuda) -> None:
     ]
     assert pinned.size_bytes == 10_000 + 2**32 + 4096
     pinned.close()
-
-
-def test_the_current_device_is_set_and_set_back(cuda: FakeCuda) -> None:
-    with cuda.runtime.on_device(3):
-        pin([aligned_buffer(4096)], ordinal=2, runtime=cuda.runtime).close()
-    assert [call.number for call in cuda.of("cudaSetDevice")] == [3, 2, 3, 0]
-    names = [call.name for call in cuda.calls]
-    assert names.index("cudaHostRegister") == 4  # get, set 3, get, set 2, register
 
 
 def test_closing_unregisters_last_first_and_once(cuda: FakeCuda) -> None:
@@ -109,13 +100,6 @@ def test_a_buffer_that_cannot_be_unpinned_is_reported_after_the_others(cuda: Fak
     pinned.close()
 
 
-def test_no_driver_is_cudas_own_message(cuda: FakeCuda) -> None:
-    cuda.fail("cudaGetDevice", code=35)
-    with pytest.raises(UnsupportedError, match=r"cudaGetDevice of .*: got cudaErrorOther \(something else\)"):
-        pin([aligned_buffer(4096)], runtime=cuda.runtime)
-    assert not cuda.of("cudaHostRegister")
-
-
 def test_empty_buffers_need_no_pinning(cuda: FakeCuda) -> None:
     pin([aligned_buffer(0)], runtime=cuda.runtime).close()
     assert not cuda.of("cudaHostRegister")
@@ -151,36 +135,3 @@ def test_registered_parts_are_kept_pinned_until_closed(cuda: FakeCuda) -> None:
     kept.close()
     kept.close()
     assert len(cuda.of("cudaHostUnregister")) == 2
-
-
-def test_a_runtime_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"CUDA runtime .*absent.*expected a libcudart; install jax"):
-        load_runtime(str(tmp_path / "absent.so"))
-    with pytest.raises(UnsupportedError, match=r"libc\.so\.6: got .*cudaGetDevice.*, expected a libcudart"):
-        load_runtime("libc.so.6")
-
-
-def test_the_first_runtime_that_loads_is_taken(tmp_path: Path, library: Path) -> None:
-    absent = str(tmp_path / "absent.so")
-    assert find_runtime([absent, str(library)]).path == str(library)
-    with pytest.raises(
-        UnsupportedError, match=r"pinned memory: got no CUDA runtime \(.*absent\.so.*\), expected"
-    ):
-        find_runtime([absent])
-
-
-def test_runtimes_are_looked_for_in_the_process_then_in_wheels_then_in_the_system(
-    cuda: FakeCuda, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = [
-        tmp_path / "nvidia/cuda_runtime/lib/libcudart.so.12",
-        tmp_path / "nvidia/cu13/lib/libcudart.so.13",
-    ]
-    for place in places:
-        place.parent.mkdir(parents=True)
-        place.touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    paths = runtime_paths()
-    assert paths[0] == str(library)  # loaded, by the fixture
-    assert [path for path in paths if str(tmp_path / "nvidia") in path] == [str(places[1]), str(places[0])]
-    assert paths[-2:] == pinning.SONAMES
