@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 
 Stage = Literal["read", "put", "step", "wait for read", "wait for transfer", "wait for step"]
 
+Ends: TypeAlias = "queue.SimpleQueue[tuple[str, float, int, Any] | None]"
+"""Record, when it was issued, bytes, result."""
 WAITS: tuple[Stage, ...] = ("wait for read", "wait for transfer", "wait for step")
 
 
@@ -73,8 +75,7 @@ class Timeline:
         self._passes, self._pass_seconds = 0, 0.0
         self._read_bytes, self._read_busy, self._busy_since = 0, 0.0, 0.0
         self._lanes: list[bool] = []
-        self._ends: queue.SimpleQueue[tuple[Stage, str, float, int, Any] | None] = queue.SimpleQueue()
-        self._watcher: threading.Thread | None = None
+        self._watchers: dict[Stage, tuple[threading.Thread, Ends]] = {}
 
     @property
     def stages(self) -> Stages:
@@ -128,21 +129,25 @@ class Timeline:
     def ends_with(self, stage: Stage, record: str, result: Any, *, size_bytes: int = 0) -> None:
         """Something that begins now and ends when `result`, arrays in any pytree, is ready."""
         if self.keep:
-            if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="endor-timeline", daemon=True)
-                self._watcher.start()
-            self._ends.put((stage, record, time.perf_counter(), size_bytes, result))
+            if stage not in self._watchers:  # of its own: a transfer may end while a step goes on
+                ends: Ends = queue.SimpleQueue()
+                watcher = threading.Thread(
+                    target=self._watch, args=(stage, ends), name="endor-timeline", daemon=True
+                )
+                self._watchers[stage] = watcher, ends
+                watcher.start()
+            self._watchers[stage][1].put((record, time.perf_counter(), size_bytes, result))
 
-    def _watch(self) -> None:
-        free_at: dict[Stage, float] = {}
-        while (item := self._ends.get()) is not None:
-            stage, record, issued, size_bytes, result = item
+    def _watch(self, stage: Stage, ends: Ends) -> None:
+        free_at = 0.0
+        while (item := ends.get()) is not None:
+            record, issued, size_bytes, result = item
             with contextlib.suppress(Exception):  # the schedule, which waits for it too, has it raised
                 jax.block_until_ready(result)
             end = time.perf_counter()
             # Steps run one after another, and so do transfers: what was issued early waits for its turn.
-            start = max(issued, free_at.get(stage, issued))
-            free_at[stage] = end
+            start = max(issued, free_at)
+            free_at = end
             self.spans.append(Span(stage, record, issued, start, end, size_bytes))
             del item, result
 
@@ -154,7 +159,7 @@ class Timeline:
 
     def close(self) -> None:
         """Waits for what has begun to end. Idempotent."""
-        if self._watcher is not None:
-            self._ends.put(None)
-            self._watcher.join()
-            self._watcher = None
+        for watcher, ends in self._watchers.values():
+            ends.put(None)
+            watcher.join()
+        self._watchers.clear()
