@@ -14,7 +14,20 @@ from typing import Annotated, Any
 
 import typer
 
-from endor_jax.cli import bench, chat, convert, demo, doctor, export, generate, info, perplexity, plan, verify
+from endor_jax.cli import (
+    bench,
+    chat,
+    convert,
+    demo,
+    doctor,
+    export,
+    generate,
+    info,
+    perplexity,
+    plan,
+    trace,
+    verify,
+)
 from endor_jax.cli.console import interrupted, one_line, stop_if_interrupted
 from endor_jax.errors import DoesNotFitError, EndorError
 from endor_jax.version import VERSION
@@ -66,7 +79,7 @@ def _exit(text: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-for module in (convert, export, info, plan, generate, chat, perplexity, doctor, demo, verify):
+for module in (convert, export, info, plan, generate, chat, trace, perplexity, doctor, demo, verify):
     app.command(module.__name__.rsplit(".", 1)[1])(_guarded(module.command))
 
 _suites = typer.Typer(name="bench", help="Measurements that anyone can repeat.", no_args_is_help=True)
