@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from endor_jax.generate.continuation import Continuation, Wishes
 from endor_jax.generate.runner import Runner, advance
@@ -23,20 +23,23 @@ def generate_batch(
     *,
     wishes: Wishes,
     meter: Meter,
+    after_pass: Callable[[], None],
 ) -> Iterator[tuple[int, Continuation, str]]:
     """Yields (index of the prompt, its sequence, its text) as sequences end.
 
     Each is sampled with its own generator from the same seed, so what it becomes does not depend on the
-    others. At most `runner.shape.sequences` are under way at once.
+    others. At most `runner.shape.sequences` are under way at once, in micro-batches.
     """
     waiting = deque(enumerate(prompts))
     active: dict[int, tuple[int, Continuation, list[str]]] = {}
     rows = min(runner.shape.sequences, len(prompts))
-    caches = runner.new_caches(rows) if rows else []
+    if not rows:
+        return
+    caches = runner.new_caches(rows)
     while waiting or active:
         clock, entered = time.perf_counter(), 0
-        for row in set(range(rows)) - active.keys():
-            if waiting:
+        for row in range(rows):
+            if waiting and row not in active:
                 index, ids = waiting.popleft()
                 active[row] = index, Continuation(tokenizer, ids, wishes=wishes), []
                 entered += len(ids)
@@ -49,6 +52,7 @@ def generate_batch(
             meter.prompt_pass(entered, len(feeds), seconds)
         else:
             meter.token_pass(len(feeds), seconds)
+        after_pass()
         ended = {row: item for row, item in active.items() if item[1].finish_reason is not None}
         for row, (index, sequence, pieces) in ended.items():
             del active[row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,12 +19,13 @@ from endor_jax.generate.batch import generate_batch
 from endor_jax.generate.continuation import FinishReason, Token, Wishes, wishes_for
 from endor_jax.generate.footprint import expected_peak_bytes
 from endor_jax.generate.loading import check_records, make_runner
-from endor_jax.generate.placement import CHUNK, geometry, plan_model
+from endor_jax.generate.placement import CHUNK, geometry, place_model
 from endor_jax.generate.runner import Runner
 from endor_jax.generate.sampling import Sampler
 from endor_jax.generate.scoring import losses, score
 from endor_jax.generate.session import Session, chat_ids, check_room
 from endor_jax.generate.statistics import Meter, Statistics
+from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.timeline import Timeline
@@ -111,11 +112,13 @@ class Model:
         max_tokens: int = 100,
         sampler: Sampler | None = None,
         stop: Sequence[str] = (),
+        progress: Callable[[Statistics], None] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Yields (index of a prompt, its completion) as they end; prompts may differ in length.
 
         As many as `load(batch=...)` said are under way at once and share every record that is read. The same
-        tokens as one by one, but for the rounding of products of another shape.
+        tokens as one by one, but for the rounding of products of another shape. progress: called after every
+        pass with the figures so far.
         Raises as `generate` does, before anything is generated.
         """
         wishes = wishes_for(max_tokens, sampler, stop)
@@ -131,14 +134,22 @@ class Model:
                 raise InvalidInputError(
                     where, got=error.got, expected=error.expected, fix=error.fix
                 ) from error
-        return self._complete_batch(batch, wishes)
+        return self._complete_batch(batch, wishes, progress)
 
-    def _complete_batch(self, batch: list[list[int]], wishes: Wishes) -> Iterator[tuple[int, Completion]]:
+    def _complete_batch(
+        self, batch: list[list[int]], wishes: Wishes, progress: Callable[[Statistics], None] | None
+    ) -> Iterator[tuple[int, Completion]]:
         meter = Meter(self._runner.executor, self._runner.device)
-        for index, sequence, text in generate_batch(
-            self._runner, self.tokenizer, batch, wishes=wishes, meter=meter
-        ):
+        self.statistics = meter.statistics
+
+        def after_pass() -> None:
             self.statistics = meter.statistics
+            if progress is not None:
+                progress(self.statistics)
+
+        for index, sequence, text in generate_batch(
+            self._runner, self.tokenizer, batch, wishes=wishes, meter=meter, after_pass=after_pass
+        ):
             assert sequence.finish_reason is not None
             yield index, Completion(text, sequence.generated, sequence.finish_reason, self.statistics)
 
@@ -185,6 +196,11 @@ class Model:
     def reader(self) -> str:
         """How parts are read from disk (`store/direct.py`)."""
         return self._checkpoint.reader
+
+    @property
+    def checkpoint_digest(self) -> str:
+        """That of the checkpoint's manifest, which has those of all its parts: 16 hexadecimal digits."""
+        return to_json(self._checkpoint.manifest)["digest"]
 
     @property
     def vocabulary_size(self) -> int:
@@ -241,6 +257,7 @@ def load(
     host_memory: str | int | None = None,
     context: int | None = None,
     batch: int = 1,
+    micro_batch: int | None = None,
     depth: int | None = None,
     reader: str | None = None,
     timeline: Timeline | None = None,
@@ -249,9 +266,12 @@ def load(
 
     device_memory, host_memory: budgets ("8GiB" or bytes), by default 90 % of what is free. context: most
     tokens of prompt and generation together, by default the model's own limit, at most 2048. batch: most
-    sequences under way at once in `complete_batch`. depth: records whose transfer is issued ahead, by
-    default 2, or 1 where only that fits. reader: "preadv", "direct", "mmap" or "tensorstore"; by default what
-    was measured to be best on this disk. timeline: collects what each stage does and when (`endor trace`).
+    sequences under way at once in `complete_batch`. micro_batch: most of them that one step takes; by default
+    32. While a layer is on the device they all pass through it, one micro-batch after another; where their
+    caches do not fit on the device, those wait in host memory. depth: records whose transfer is issued ahead,
+    by default 2, or 1 where only that fits. reader: "preadv", "direct", "mmap" or "tensorstore"; by default
+    what was measured to be best on this disk. timeline: collects what each stage does and when (`endor
+    trace`).
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
     device = default_device()
@@ -260,9 +280,9 @@ def load(
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     check_records(checkpoint.path, manifest, decoder)
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    shape = geometry(decoder.config, dtype, context, batch)
+    shape = geometry(decoder.config, dtype, context, batch, micro_batch=micro_batch)
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
-    plan = plan_model(
+    shape, plan = place_model(
         manifest,
         shape,
         device_budget_bytes=device_bytes,

@@ -6,11 +6,13 @@ Works on stored parts and on estimated ones alike, so a plan can be had before a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from endor_jax import native
 from endor_jax.arrays import array_bytes, round_up
-from endor_jax.errors import OptionError
+from endor_jax.errors import DoesNotFitError, OptionError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
+from endor_jax.generate.caches import ON_DEVICE
 from endor_jax.generate.embedding import held_bytes
 from endor_jax.kernels.backends import resolve
 from endor_jax.kernels.linear.cpu import fused_rows
@@ -21,20 +23,31 @@ from endor_jax.streaming.plan import FixedCosts, Plan, make_plan
 
 CHUNK = 128
 """Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""
+SHORTER_CHUNKS = (32, 64)
+"""Sizes for prompts that are shorter: padding costs as much as tokens. Each size is compiled when it is first
+needed, so they are few, and the last chunk of a longer prompt has the size of the others."""
+MOST_ROWS = 32
+"""Rows of a micro-batch where nobody says: up to here products are fused on CPU (`kernels/linear/cpu.py`) and
+beyond it a row costs as much as before, while what attention makes of the cache grows with the rows."""
 DEFAULT_CONTEXT = 2048
+
+CacheTier = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
 class Geometry:
     """What fixes the sizes of activations: the config, the compute dtype, the most tokens of a sequence.
 
-    sequences: the most that are in the cache at once.
+    sequences: the most that are in the caches at once. micro_batch: most rows that pass through a layer
+    together. cache_tier: where caches wait for their turn. What is None is for `place_model` to choose.
     """
 
     config: LlamaConfig | OptConfig
     dtype: str
     context: int
     sequences: int = 1
+    micro_batch: int | None = None
+    cache_tier: CacheTier | None = None
 
     @property
     def capacity(self) -> int:
@@ -47,23 +60,59 @@ class Geometry:
         return self.sequences * self.capacity
 
     @property
-    def cache_bytes(self) -> int:
-        """Keys and values of all layers."""
+    def most_rows(self) -> int:
+        """Sequences of one micro-batch at most."""
+        return MOST_ROWS if self.micro_batch is None else self.micro_batch
+
+    @property
+    def rows(self) -> int:
+        """Sequences of each micro-batch when as many as can be are under way."""
+        return micro_batches_for(self.sequences, self.most_rows)[1]
+
+    @property
+    def layer_cache_bytes(self) -> int:
+        """Keys and values of one micro-batch in one layer."""
         config = self.config
-        shape = (config.layers, 2, self.positions, config.kv_heads, config.head_dim)
-        return array_bytes(shape, self.dtype)
+        return array_bytes((2, self.rows, self.capacity, config.kv_heads, config.head_dim), self.dtype)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of all micro-batches in all layers."""
+        micro_batches, _ = micro_batches_for(self.sequences, self.most_rows)
+        return self.config.layers * micro_batches * self.layer_cache_bytes
+
+
+def micro_batches_for(sequences: int, most_rows: int) -> tuple[int, int]:
+    """Into how many micro-batches some sequences are split, and the rows of each: as few as can be, all of
+    one size, because a step is compiled for it."""
+    count = -(-sequences // most_rows)
+    return count, -(-sequences // count)
+
+
+def chunk_for(tokens: int) -> int:
+    """The size of the chunks that so many tokens of a prompt pass in: the smallest that holds all, if any."""
+    return next((size for size in SHORTER_CHUNKS if tokens <= size), CHUNK)
 
 
 def geometry(
-    config: LlamaConfig | OptConfig, dtype: str, context: int | None, sequences: int = 1
+    config: LlamaConfig | OptConfig,
+    dtype: str,
+    context: int | None,
+    sequences: int = 1,
+    *,
+    micro_batch: int | None = None,
 ) -> Geometry:
     """The geometry for a context length; by default the model's own, at most 2048.
 
-    Raises OptionError if the model has no positions for it, or for no sequences.
+    Raises OptionError if the model has no positions for it, or for no sequences or rows.
     """
     if sequences < 1:
         raise OptionError(
             "batch", got=f"{sequences} sequences", expected="at least 1", fix="1 generates one at a time"
+        )
+    if micro_batch is not None and micro_batch < 1:
+        raise OptionError(
+            "micro-batch", got=f"{micro_batch} rows", expected="at least 1", fix="leave it at its default"
         )
     asked = min(config.max_positions, DEFAULT_CONTEXT) if context is None else context
     if not 0 < asked <= config.max_positions:
@@ -73,7 +122,7 @@ def geometry(
             expected=f"1 to {config.max_positions}, the positions that the model was made for",
             fix="ask for fewer",
         )
-    return Geometry(config, dtype, asked, sequences)
+    return Geometry(config, dtype, asked, sequences, micro_batch)
 
 
 def part_views(layout: RecordLayout) -> RecordLayout:
@@ -113,18 +162,20 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
     # All chunks of the longest prompts, before and after the layer that runs.
     positions = 2 * array_bytes((shape.positions, config.hidden_size), shape.dtype)
-    # One chunk, or a token of each sequence: the widest rows of the MLP in float32.
-    tokens = max(CHUNK, shape.sequences)
+    # One chunk, or a token of each row: the widest rows of the MLP in float32.
+    tokens = max(CHUNK, shape.rows)
     widest = 4 * 4 * tokens * (config.intermediate_size + config.hidden_size)
     # What the products of attention make of one layer's keys and values: copies, transposed and widened.
-    held = shape.positions, config.kv_heads, config.head_dim
+    held = shape.rows * shape.capacity, config.kv_heads, config.head_dim
     mixed = 2 * array_bytes(held, "float32") + array_bytes(held, shape.dtype)
     logits = 2 * 4 * config.vocabulary_size * shape.sequences
     # Scores of all heads, masked, and their softmax, in float32.
     scores = 3 * 4 * tokens * config.heads * shape.capacity
     expanded = expanded_bytes(manifest, rows=tokens, shares_memory=shares_memory)
+    waits = shape.cache_tier == "host"
+    in_use = min(ON_DEVICE * shape.layer_cache_bytes, shape.cache_bytes)
     device = (
-        ("KV cache", shape.cache_bytes),
+        ("KV cache, in use", in_use) if waits else ("KV cache", shape.cache_bytes),
         ("stem and final", ends),
         ("activations", positions + logits),
         # Attention is over when the MLP begins, and no matrix is dense while scores are.
@@ -133,7 +184,8 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     weight = manifest.layout(records["embedding"])["weight"]
     assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
     embedding = min(held_bytes(weight), records["embedding"].buffer_bytes)  # of a tiny one, all of it
-    return FixedCosts(device=device, host=(("token embedding", embedding),))
+    host = (("token embedding", embedding),)
+    return FixedCosts(device, (("KV cache, waiting", shape.cache_bytes), *host) if waits else host)
 
 
 def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool) -> int:
@@ -161,6 +213,63 @@ def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool) -> int
     )
 
 
+def place_model(
+    manifest: Manifest,
+    shape: Geometry,
+    *,
+    device_budget_bytes: int,
+    host_budget_bytes: int,
+    depth: int | None = None,
+    shares_memory: bool = False,
+) -> tuple[Geometry, Plan]:
+    """The plan for generating with a model, and the geometry with everything chosen.
+
+    Caches wait in host memory only where they do not fit on the device; where memory is shared there is
+    nowhere to move them to. The budgets never decide on the rows of a micro-batch, which change the rounding
+    of products, but the error names those that would fit. Raises DoesNotFitError. shares_memory: device and
+    host are one memory (`streaming/transfer.py`).
+    """
+
+    def attempt(tried: Geometry) -> Plan | DoesNotFitError:
+        try:
+            return make_plan(
+                [record.demand for record in pass_records(manifest)],
+                fixed=fixed_costs(manifest, tried, shares_memory=shares_memory),
+                device_budget_bytes=device_budget_bytes,
+                host_budget_bytes=host_budget_bytes,
+                depth=depth,
+                shares_memory=shares_memory,
+            )
+        except DoesNotFitError as error:
+            return error
+
+    tiers: tuple[CacheTier, ...] = ("device",) if shares_memory else ("device", "host")
+    refused: DoesNotFitError | None = None
+    for rows in halved(shape.rows):
+        for tier in tiers if shape.cache_tier is None else (shape.cache_tier,):
+            tried = replace(shape, micro_batch=rows, cache_tier=tier)
+            result = attempt(tried)
+            if isinstance(result, DoesNotFitError):
+                refused = result if rows == shape.rows else refused
+            elif rows == shape.rows:
+                return tried, result
+            else:
+                assert refused is not None  # of the rows that were asked for, in the tier that takes least
+                raise _with_fewer_rows(refused, rows)
+    assert refused is not None
+    raise refused
+
+
+def _with_fewer_rows(error: DoesNotFitError, rows: int) -> DoesNotFitError:
+    fix = f"pass micro_batch={rows} (--micro-batch {rows}), which fits, or {error.fix}"
+    return DoesNotFitError(error.where, got=error.got, expected=error.expected, fix=fix)
+
+
+def halved(rows: int) -> list[int]:
+    """Some rows, half of them, and so on down to one."""
+    return [rows] if rows == 1 else [rows, *halved(-(-rows // 2))]
+
+
 def plan_model(
     manifest: Manifest,
     shape: Geometry,
@@ -170,15 +279,13 @@ def plan_model(
     depth: int | None = None,
     shares_memory: bool = False,
 ) -> Plan:
-    """The plan for generating with a model. Raises DoesNotFitError.
-
-    shares_memory: device and host are one memory (`streaming/transfer.py`).
-    """
-    return make_plan(
-        [record.demand for record in pass_records(manifest)],
-        fixed=fixed_costs(manifest, shape, shares_memory=shares_memory),
+    """The plan that `place_model` makes. Raises DoesNotFitError."""
+    _, plan = place_model(
+        manifest,
+        shape,
         device_budget_bytes=device_budget_bytes,
         host_budget_bytes=host_budget_bytes,
         depth=depth,
         shares_memory=shares_memory,
     )
+    return plan

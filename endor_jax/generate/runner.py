@@ -6,7 +6,8 @@ reads every record once, whatever the length of the prompts and the number of se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -17,8 +18,9 @@ from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.generate import steps
+from endor_jax.generate.caches import Caches
 from endor_jax.generate.embedding import Embedding
-from endor_jax.generate.placement import CHUNK, Geometry
+from endor_jax.generate.placement import CHUNK, Geometry, chunk_for, micro_batches_for
 from endor_jax.models import Decoder, KVCache, create_cache
 from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.transfer import Device
@@ -57,14 +59,21 @@ class Runner:
         )
         return jax.device_put(cache, self.device)
 
-    def new_caches(self, sequences: int = 1) -> list[KVCache]:
-        """Empty caches of all layers."""
-        return [self.new_cache(sequences) for _ in range(self.layers)]
+    def new_caches(self, sequences: int = 1) -> Caches:
+        """Empty caches of all layers for some sequences, in micro-batches of equally many rows."""
+        micro_batches, rows = micro_batches_for(sequences, self.shape.most_rows)
+        return Caches(
+            lambda: self.new_cache(rows),
+            layers=self.layers,
+            micro_batches=micro_batches,
+            device=self.device,
+            waiting_on_host=self.shape.cache_tier == "host",
+        )
 
 
 @dataclass(frozen=True)
 class Feed:
-    """The next tokens of the sequence in one row of the cache, which holds `start` tokens of it already."""
+    """The next tokens of the sequence in one row of the caches, which hold `start` tokens of it already."""
 
     row: int
     ids: Sequence[int]
@@ -83,81 +92,117 @@ class Chunk:
     length: int
 
 
-def advance(
-    runner: Runner, caches: list[KVCache], feeds: Sequence[Feed]
-) -> Float[np.ndarray, "feeds vocabulary"]:
+@dataclass
+class Group:
+    """A micro-batch on its way through the layers: rows and chunks as they are after the latest layer.
+
+    singles: one token of each of its rows. prompts: longer pieces, by row.
+    """
+
+    number: int
+    singles: Chunk | None
+    prompts: dict[int, list[Chunk]]
+
+    @property
+    def latest(self) -> jax.Array:
+        """What was computed last: it depends on all of the layer before."""
+        chunks = list(self.prompts.values())
+        latest = chunks[-1][-1] if chunks else self.singles
+        assert latest is not None
+        return latest.x
+
+
+def advance(runner: Runner, caches: Caches, feeds: Sequence[Feed]) -> Float[np.ndarray, "feeds vocabulary"]:
     """Passes the next tokens of some sequences through the model: float32 logits after the last of each.
 
-    caches: one per layer, replaced by the new ones; rows that are not fed lose what they hold. Single tokens
-    of all rows go together, longer pieces one after another in chunks. Raises InvalidInputError for a feed
-    without ids, or with more than the context holds.
+    Rows that are not fed lose what the caches hold of them. While a layer is on the device, micro-batch after
+    micro-batch passes through it: single tokens of all its rows together, longer pieces one after another in
+    chunks. Raises InvalidInputError for a feed without ids, or with more than the context holds.
     """
     for feed in feeds:
         check_length(runner, feed.start, len(feed.ids))
-    sequences = caches[0].keys.shape[0]
-    singles = _embed_singles(runner, feeds, sequences)
-    prompts = [(feed, embed(runner, feed.ids, feed.start)) for feed in feeds if len(feed.ids) > 1]
-    logits: list[jax.Array] = []
+    numbers = sorted({feed.row // caches.rows for feed in feeds})
+    groups = [_group(runner, number, feeds, caches.rows) for number in numbers]
+    places = [(layer, number) for layer in range(runner.layers) for number in numbers]
+    following = dict(itertools.pairwise(places))
     last: list[jax.Array] = []
+    logits: list[list[jax.Array]] = []
 
     def step(index: int, record: Record) -> object:
-        nonlocal singles
         if index < runner.layers:
-            x = None
-            if singles is not None:
-                x, caches[index] = steps.block_step(
-                    runner.decoder, record, singles.x, caches[index], singles.start
-                )
-                singles = Chunk(x, singles.start, 1)
-            for feed, chunks in prompts:
-                caches[index] = apply_layer(runner, record, chunks, caches[index], row=feed.row)
-                x = chunks[-1].x
-            return x
+            for group in groups:
+                place = index, group.number
+                cache = caches.take(place, then=following.get(place))
+                caches.give(place, _apply_to_group(runner, record, group, cache))
+            return [group.latest for group in groups]
         if not last:
-            last.append(
-                steps.final_step(runner.decoder, runner.final, _last(runner, singles, prompts, sequences))
+            last.extend(
+                steps.final_step(runner.decoder, runner.final, _last(runner, group, caches.rows))
+                for group in groups
             )
-        logits.append(steps.head_step(record, last[0]))
+        logits.append([steps.head_step(record, x) for x in last])
         return logits[-1]
 
     runner.executor.run(step)
-    wide = np.concatenate([np.asarray(block)[:, 0] for block in logits], axis=1)
-    return wide[[feed.row for feed in feeds], : runner.embedding.vocabulary]
+    wide = {
+        number: np.concatenate([np.asarray(block)[:, 0] for block in blocks], axis=1)
+        for number, *blocks in zip(numbers, *logits, strict=True)
+    }
+    rows = [wide[feed.row // caches.rows][feed.row % caches.rows] for feed in feeds]
+    return np.stack(rows)[:, : runner.embedding.vocabulary]
 
 
-def _last(
-    runner: Runner, singles: Chunk | None, prompts: Sequence[tuple[Feed, list[Chunk]]], sequences: int
-) -> jax.Array:
-    """x of the last token of every row: (sequences, 1, hidden). Undefined for rows that are not fed."""
-    if singles is None:
+def _group(runner: Runner, number: int, feeds: Sequence[Feed], rows: int) -> Group:
+    """The feeds of a micro-batch, ready for the first layer."""
+    own = {feed.row % rows: feed for feed in feeds if feed.row // rows == number}
+    prompts = {
+        row: embed(runner, feed.ids, feed.start, chunk=chunk_for(len(feed.ids)))
+        for row, feed in own.items()
+        if len(feed.ids) > 1
+    }
+    return Group(number, _embed_singles(runner, own, rows), prompts)
+
+
+def _apply_to_group(runner: Runner, record: Record, group: Group, cache: KVCache) -> KVCache:
+    """A micro-batch through one layer, in place; its new cache."""
+    if group.singles is not None:
+        singles = group.singles
+        x, cache = steps.block_step(runner.decoder, record, singles.x, cache, singles.start)
+        group.singles = Chunk(x, singles.start, 1)
+    for row, chunks in group.prompts.items():
+        cache = apply_layer(runner, record, chunks, cache, row=row)
+    return cache
+
+
+def _last(runner: Runner, group: Group, rows: int) -> jax.Array:
+    """x of the last token of every row: (rows, 1, hidden). Undefined for rows that are not fed."""
+    if group.singles is None:
         hidden = runner.decoder.config.hidden_size
-        x = jax.device_put(
-            np.zeros((sequences, 1, hidden), dtype_from_name(runner.shape.dtype)), runner.device
-        )
+        x = jax.device_put(np.zeros((rows, 1, hidden), dtype_from_name(runner.shape.dtype)), runner.device)
     else:
-        x = singles.x
-    for feed, chunks in prompts:
-        place = jax.device_put((np.int32(feed.row), np.int32(chunks[-1].length - 1)), runner.device)
+        x = group.singles.x
+    for row, chunks in group.prompts.items():
+        place = jax.device_put((np.int32(row), np.int32(chunks[-1].length - 1)), runner.device)
         x = steps.pick_step(x, chunks[-1].x, *place)
     return x
 
 
-def _embed_singles(runner: Runner, feeds: Sequence[Feed], sequences: int) -> Chunk | None:
-    """The feeds of one token as x (sequences, 1, hidden); None if there are none.
+def _embed_singles(runner: Runner, feeds: Mapping[int, Feed], rows: int) -> Chunk | None:
+    """The feeds of one token, by row, as x (rows, 1, hidden); None if there are none.
 
     Other rows take part with a token that nobody looks at. It is written where the chunks of a row's prompt
     overwrite it, or into a row that is not fed.
     """
-    if all(len(feed.ids) > 1 for feed in feeds):
+    if all(len(feed.ids) > 1 for feed in feeds.values()):
         return None
-    tokens, starts = [0] * sequences, np.zeros(sequences, np.int32)
-    for feed in feeds:
-        tokens[feed.row], starts[feed.row] = feed.ids[0], feed.start
+    tokens, starts = [0] * rows, np.zeros(rows, np.int32)
+    for row, feed in feeds.items():
+        tokens[row], starts[row] = feed.ids[0], feed.start
     values = runner.embedding.rows(tokens)[:, None]
     return _enter(runner, values, starts, 1)
 
 
-def embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
+def embed(runner: Runner, ids: Sequence[int], start: int, *, chunk: int = CHUNK) -> list[Chunk]:
     """The tokens of one sequence in chunks of one shape, the last one padded: so it is compiled once.
 
     A chunk is written to the cache as a whole: where that has no room for the padding, tokens go one by one.
@@ -165,7 +210,7 @@ def embed(runner: Runner, ids: Sequence[int], start: int) -> list[Chunk]:
     chunks = []
     first = 0
     while first < len(ids):
-        size = CHUNK if start + first + CHUNK <= runner.shape.capacity else 1
+        size = chunk if start + first + chunk <= runner.shape.capacity else 1
         piece = ids[first : first + size]
         values = np.zeros((1, size, runner.decoder.config.hidden_size), dtype_from_name(runner.shape.dtype))
         values[0, : len(piece)] = runner.embedding.rows(piece)

@@ -43,9 +43,9 @@ def alone(path):
         return [model.complete(prompt, max_tokens=12) for prompt in prompts()]
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8, 20])
-def test_greedy_tokens_of_a_ragged_batch_are_those_of_one_by_one(path, alone, batch):
-    with endor.load(path, context=290, batch=batch) as model:
+@pytest.mark.parametrize(("batch", "micro_batch"), [(1, None), (3, None), (8, 3), (20, None), (20, 1)])
+def test_greedy_tokens_of_a_ragged_batch_are_those_of_one_by_one(path, alone, batch, micro_batch):
+    with endor.load(path, context=290, batch=batch, micro_batch=micro_batch) as model:
         done = dict(model.complete_batch(prompts(), max_tokens=12))
     assert sorted(done) == list(range(len(LENGTHS)))
     for i, expected in enumerate(alone):

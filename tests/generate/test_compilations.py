@@ -126,11 +126,19 @@ def test_tiny_models(tmp_path, config, resident):
 
 def test_another_prompt_compiles_nothing(llama):
     with endor.load(llama, context=290) as model:
-        list(model.generate([5] * 200, max_tokens=3))
+        for chunk in (32, 64, 200):  # shorter prompts pass in shorter chunks
+            list(model.generate([5] * chunk, max_tokens=3))
         with counted_compilations_kept() as counts:
-            for length in (1, 2, 127, 129, 250):
+            for length in (1, 2, 31, 33, 65, 127, 129, 250):
                 list(model.generate([6] * length, max_tokens=3))
         assert not counts, counts
+
+
+def test_micro_batches_share_their_compilations(llama):
+    prompts = [[5] * length for length in range(1, 8)]  # in two micro-batches of three, and one of one
+    with counted_compilations() as counts, endor.load(llama, context=290, batch=7, micro_batch=3) as model:
+        assert len(dict(model.complete_batch(prompts, max_tokens=3))) == 7
+    assert counts["block_step"] == counts["prompt_step"] == counts["head_step"] == 1, counts
 
 
 @contextmanager

@@ -100,21 +100,22 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
         words_of(record.layout, [part.buffer_bytes for part in record.parts])
         for record in pass_records(manifest)
     )
+    rows = shape.rows
     kept = jax.ShapeDtypeStruct(
-        (batch, shape.capacity, decoder.config.kv_heads, decoder.config.head_dim), dtype
+        (rows, shape.capacity, decoder.config.kv_heads, decoder.config.head_dim), dtype
     )
     cache = KVCache.tree_unflatten(None, (kept, kept))
 
-    def x(rows: int, time: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, time, decoder.config.hidden_size), dtype)
+    def x(count: int, time: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, time, decoder.config.hidden_size), dtype)
 
     def integers(*dimensions: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dimensions, jnp.int32)
 
     lowered = [
-        steps.block_step.lower(decoder, layer, x(batch, 1), cache, integers(batch)),
+        steps.block_step.lower(decoder, layer, x(rows, 1), cache, integers(rows)),
         steps.prompt_step.lower(decoder, layer, x(1, CHUNK), cache, integers(1), integers()),
-        steps.head_step.lower(head, x(batch, 1)),
+        steps.head_step.lower(head, x(rows, 1)),
         steps.head_step.lower(head, x(1, CHUNK)),
     ]
     # The chunks of all prompts before and after a layer are arguments and results of a step.
