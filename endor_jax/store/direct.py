@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, OptionError, UnsupportedError
+from endor_jax.store import gds
 from endor_jax.store.files import open_file
 from endor_jax.store.part import (
     DATA_FILE,
@@ -62,7 +63,9 @@ def open_part(directory: Path, length: int, *, reader: str) -> Iterator[ReadAt]:
 
 
 def check_reader(reader: str) -> None:
-    """Raises OptionError unless a reader has this name."""
+    """Raises OptionError unless a reader has this name, UnsupportedError for `gds` without a record."""
+    if reader == gds.NAME:
+        gds.check_record()
     if reader not in READERS:
         raise OptionError(
             "reader",
