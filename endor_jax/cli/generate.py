@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,7 @@ from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, To
 if TYPE_CHECKING:
     from endor_jax.cli.batch_file import Prompt
     from endor_jax.generate.continuation import Wishes
-    from endor_jax.generate.model import Completion, Model
+    from endor_jax.generate.model import Model
     from endor_jax.generate.statistics import Statistics
 
 
@@ -50,6 +49,16 @@ def command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Of a batch file: prompts that pass through the layers together.")
     ] = 8,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Of those, how many one step takes. Default: 32 or all.")
+    ] = None,
+    output_file: Annotated[
+        str | None,
+        typer.Option("--output", help="Of a batch file: append each answer here as it ends, or go on here."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted batch left.")
+    ] = True,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     ignore_chat_template: Annotated[
@@ -60,6 +69,7 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Generate text. Chat models get the prompt in their chat template."""
+    from endor_jax.cli.batch import Batch, answer_batch, answers_file
     from endor_jax.cli.batch_file import read_prompts
     from endor_jax.errors import OptionError
     from endor_jax.generate.continuation import wishes_for
@@ -74,18 +84,32 @@ def command(
             expected="one of them",
             fix='say -p "Once upon a time"',
         )
+    if output_file is not None and batch_file is None:
+        raise OptionError(
+            "generate", got="--output and --prompt", expected="--batch-file", fix="redirect stdout instead"
+        )
     sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
     wishes = wishes_for(max_tokens, sampler, stop or ())
     prompts = None if batch_file is None else read_prompts(batch_file)
     text = "" if prompt is None else _text(prompt)
     sequences = 1 if prompts is None else min(batch_size, len(prompts))
     with load(
-        checkpoint, device_memory=device_memory, host_memory=host_memory, context=context, batch=sequences
+        checkpoint,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        context=context,
+        batch=sequences,
+        micro_batch=micro_batch,
     ) as model:
         if prompts is None:
             result = _one(model, text, wishes, output, as_it_is=ignore_chat_template)
         else:
-            result = _batch(model, prompts, wishes, output, as_it_is=ignore_chat_template)
+            ids = [_ids(model, prompt, as_it_is=ignore_chat_template) for prompt in prompts]
+            batch = Batch(prompts, ids, wishes)
+            with answers_file(model, batch, output_file, resume=resume) as answers:
+                result = answer_batch(
+                    model, batch, output, answers=answers, announce=lambda: announce(model, output)
+                )
         assert model.statistics is not None
         if as_json:
             expected = {"expected_peak_host_bytes": model.expected_peak_host_bytes, "reader": model.reader}
@@ -118,34 +142,6 @@ def _one(model: Model, text: str, wishes: Wishes, output: Output, *, as_it_is: b
         "text": "".join(token.text for token in tokens),
         "token_ids": [token.id for token in tokens],
         "finish_reason": tokens[-1].finish_reason,
-    }
-
-
-def _batch(
-    model: Model, prompts: list[Prompt], wishes: Wishes, output: Output, *, as_it_is: bool
-) -> dict[str, Any]:
-    """Prints an answer per line, in the order of the prompts; what `--json` says about them."""
-    ids = [_ids(model, prompt, as_it_is=as_it_is) for prompt in prompts]
-    completions = model.complete_batch(
-        ids, max_tokens=wishes.max_tokens, sampler=wishes.sampler, stop=wishes.stop
-    )
-    announce(model, output)
-    done: dict[int, dict[str, Any]] = {}
-    printed = 0
-    with output.progress() as progress:
-        progress("generating", 0, len(prompts))
-        for index, completion in completions:
-            done[index] = _answer(prompts[index], completion)
-            while printed in done and not output.as_json:
-                output.line(json.dumps(done[printed], ensure_ascii=False))
-                printed += 1
-            progress("generating", len(done), len(prompts))
-    return {"completions": [done[index] for index in range(len(prompts))]}
-
-
-def _answer(prompt: Prompt, completion: Completion) -> dict[str, Any]:
-    return {"id": prompt.id} | {
-        name: value for name, value in asdict(completion).items() if name != "statistics"
     }
 
 
