@@ -75,3 +75,22 @@ def test_a_device_without_pinned_host_memory_says_so(
 
 def test_cpu_shares_memory(device: jax.Device) -> None:
     assert shares_memory(device)
+
+
+def test_a_step_is_compiled_once_whatever_way_its_words_came(device: jax.Device) -> None:
+    buffer, traces = filled(4096), []
+    (kept,) = keep([buffer], device, way="pinned_host").sources
+
+    @jax.jit
+    def step(words: jax.Array) -> jax.Array:
+        traces.append(words)
+        return words ^ words
+
+    for source, way in (
+        (buffer, "pageable"),
+        (buffer, "registered"),
+        (buffer, "pinned_host"),
+        (kept, "shared"),
+    ):
+        step(put(source, 4096, device, way=way))
+    assert len(traces) == 1
