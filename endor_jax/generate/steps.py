@@ -43,8 +43,9 @@ def block_step(
     cache: KVCache,
     start: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
-    """One layer for all rows of the cache. The cache is donated: it is updated in place."""
-    return models.block(decoder, _views(record), x, cache, start)
+    """One layer for all rows of the cache, kept as bits (`models.as_bits`); donated, so updated in place."""
+    x, cache = models.block(decoder, _views(record), x, models.as_floats(cache, x.dtype), start)
+    return x, models.as_bits(cache)
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")
@@ -56,11 +57,13 @@ def prompt_step(
     start: Int[Array, " 1"],
     row: Int[Array, ""],
 ) -> tuple[Float[Array, "1 time hidden"], KVCache]:
-    """One layer for some tokens of the sequence in one row of the cache, which is donated."""
+    """One layer for some tokens of the sequence in one row of the cache, as bits too, which is donated."""
     own = jax.tree.map(lambda all_rows: lax.dynamic_slice_in_dim(all_rows, row, 1, axis=0), cache)
-    x, own = models.block(decoder, _views(record), x, own, start)
+    x, own = models.block(decoder, _views(record), x, models.as_floats(own, x.dtype), start)
     return x, jax.tree.map(
-        lambda all_rows, new: lax.dynamic_update_slice_in_dim(all_rows, new, row, axis=0), cache, own
+        lambda all_rows, new: lax.dynamic_update_slice_in_dim(all_rows, new, row, axis=0),
+        cache,
+        models.as_bits(own),
     )
 
 

@@ -1,6 +1,6 @@
 """Decoder models: Flax NNX modules behind pure functions of their parameters, no checkpoint knowledge."""
 
-from endor_jax.models.cache import KVCache
+from endor_jax.models.cache import KVCache, as_bits, as_floats
 from endor_jax.models.cache import create as create_cache
 from endor_jax.models.config import LlamaConfig, OptConfig, from_hf
 from endor_jax.models.decoder import Decoder, Params, block, decoder, final, stem, tapped_block
@@ -12,6 +12,8 @@ __all__ = [
     "LlamaConfig",
     "OptConfig",
     "Params",
+    "as_bits",
+    "as_floats",
     "block",
     "create_cache",
     "decoder",

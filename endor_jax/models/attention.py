@@ -6,6 +6,7 @@ Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,19 +74,37 @@ def attend(
     there what is masked costs as much as what is not. How much that is depends on the longest sequence of a
     batch, and with it the order of sums. A GPU would wait for the host to choose.
     """
-    lengths = _lengths(cache.capacity)
-
-    def reached(query: jax.Array, cache: KVCache, positions: jax.Array) -> jax.Array:
-        def attend_first(length: int, query: jax.Array, cache: KVCache, positions: jax.Array) -> jax.Array:
-            return _attend(query, KVCache(cache.keys[:, :length], cache.values[:, :length]), positions)
-
-        branches = [functools.partial(attend_first, length) for length in lengths]
-        shorter = jnp.max(positions) >= jnp.array(lengths[:-1], positions.dtype)
-        return lax.switch(jnp.sum(shorter, dtype=jnp.int32), branches, query, cache, positions)
-
-    if len(lengths) == 1:
+    if len(_lengths(cache.capacity)) == 1:
         return _attend(query, cache, positions)
-    return lax.platform_dependent(query, cache, positions, cpu=reached, default=_attend)
+    return lax.platform_dependent(query, cache, positions, cpu=_attend_reached, default=_attend)
+
+
+@jax.custom_jvp
+def _attend_reached(
+    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
+) -> Float[Array, "batch time heads head_dim"]:
+    """`attend` over as much of a cache as is reached.
+
+    What enters a branch is the cache as bits: of one that was just written as bits XLA on CPU makes no copy.
+    """
+    lengths, dtype = _lengths(cache.capacity), cache.keys.dtype
+
+    def attend_first(length: int, query: jax.Array, bits: KVCache, positions: jax.Array) -> jax.Array:
+        first = jax.tree.map(lambda all_positions: all_positions[:, :length], bits)
+        return _attend(query, kv_cache.as_floats(first, dtype), positions)
+
+    branches = [functools.partial(attend_first, length) for length in lengths]
+    shorter = jnp.max(positions) >= jnp.array(lengths[:-1], positions.dtype)
+    reached = jnp.sum(shorter, dtype=jnp.int32)
+    return lax.switch(reached, branches, query, kv_cache.as_bits(cache), positions)
+
+
+@_attend_reached.defjvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Through integers no gradient flows, so that of `_attend` is given."""
+    query, cache, positions = primals
+    _, changed = jax.jvp(lambda query, cache: _attend(query, cache, positions), (query, cache), tangents[:2])
+    return _attend_reached(query, cache, positions), changed
 
 
 def _lengths(capacity: int) -> list[int]:

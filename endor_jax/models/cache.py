@@ -69,6 +69,22 @@ def create(
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
+def as_bits(cache: KVCache) -> KVCache:
+    """The same cache with its floats as unsigned integers of their size: how it is kept between jitted steps.
+
+    XLA on CPU copies a cache of 16-bit floats that enters or leaves a program as such; one of integers is
+    written in place.
+    """
+    return jax.tree.map(
+        lambda floats: lax.bitcast_convert_type(floats, jnp.dtype(f"uint{8 * floats.dtype.itemsize}")), cache
+    )
+
+
+def as_floats(cache: KVCache, dtype: jnp.dtype) -> KVCache:
+    """What `as_bits` was given, in its dtype."""
+    return jax.tree.map(lambda bits: lax.bitcast_convert_type(bits, dtype), cache)
+
+
 def write(
     cache: KVCache,
     keys: Float[Array, "batch time kv_heads head_dim"],

@@ -23,7 +23,7 @@ def test_block_and_head_lower_for_cuda(checkpoint: Path, time: int) -> None:
         x = jax.ShapeDtypeStruct((1, time, config.hidden_size), jnp.bfloat16)
         start = jax.ShapeDtypeStruct((1,), jnp.int32)
         shape = (1, 2 * CHUNK, config.kv_heads, config.head_dim)
-        cache = models.KVCache(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16))
+        cache = models.as_bits(models.KVCache(*(jnp.zeros(shape, jnp.bfloat16) for _ in range(2))))
         layer = abstract(opened.read_record(opened.manifest.record("layers.0")))
         if time == 1:
             text = cuda_text(steps.block_step, decoder, layer, x, abstract(cache), start)

@@ -107,3 +107,15 @@ def test_a_write_keeps_every_bit(dtype: str) -> None:
     np.testing.assert_array_equal(held[:, 4:7], bits)
     assert not held[:, :4].any()
     assert not held[:, 7:].any()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_as_bits_and_back(dtype):
+    made = kv_cache.create(**SIZES, dtype=dtype)
+    filled = jax.tree.map(lambda a: jnp.arange(a.size, dtype=a.dtype).reshape(a.shape) - 7, made)
+    bits = kv_cache.as_bits(filled)
+    assert bits.keys.dtype == np.dtype(f"uint{8 * made.keys.dtype.itemsize}")
+    back = kv_cache.as_floats(bits, made.keys.dtype)
+    for one, other in ((filled.keys, back.keys), (filled.values, back.values)):
+        assert one.dtype == other.dtype
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
