@@ -21,7 +21,7 @@ from endor_jax.generate import steps
 from endor_jax.generate.caches import Caches
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import CHUNK, Geometry, chunk_for, micro_batches_for
-from endor_jax.models import Decoder, KVCache, create_cache
+from endor_jax.models import Decoder, KVCache, as_bits, create_cache
 from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.transfer import Device
 
@@ -48,7 +48,7 @@ class Runner:
         return self.decoder.config.layers
 
     def new_cache(self, sequences: int = 1) -> KVCache:
-        """An empty cache of one layer, with a row for each of some sequences."""
+        """An empty cache of one layer, as bits, with a row for each of some sequences."""
         config = self.decoder.config
         cache = create_cache(
             batch=sequences,
@@ -57,7 +57,7 @@ class Runner:
             head_dim=config.head_dim,
             dtype=dtype_from_name(self.shape.dtype),
         )
-        return jax.device_put(cache, self.device)
+        return jax.device_put(as_bits(cache), self.device)
 
     def new_caches(self, sequences: int = 1) -> Caches:
         """Empty caches of all layers for some sequences, in micro-batches of equally many rows."""

@@ -104,7 +104,7 @@ def test_steps_take_no_more_than_the_plan_has_for_them(name, dtype, context, bat
     kept = jax.ShapeDtypeStruct(
         (rows, shape.capacity, decoder.config.kv_heads, decoder.config.head_dim), dtype
     )
-    cache = KVCache.tree_unflatten(None, (kept, kept))
+    cache = jax.eval_shape(models.as_bits, KVCache.tree_unflatten(None, (kept, kept)))
 
     def x(count: int, time: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, time, decoder.config.hidden_size), dtype)
