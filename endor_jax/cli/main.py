@@ -84,7 +84,7 @@ for module in (convert, export, info, plan, generate, chat, trace, perplexity, d
 
 _suites = typer.Typer(name="bench", help="Measurements that anyone can repeat.", no_args_is_help=True)
 for suite in bench.SUITES:
-    _suites.command(suite.__name__)(_guarded(suite))
+    _suites.command(suite.__name__.rsplit(".", 1)[1])(_guarded(suite.command))
 app.add_typer(_suites)
 
 

@@ -19,7 +19,7 @@ from endor_jax.bench.environment import Environment
 from endor_jax.bench.linear import LinearCase, LinearRecord, LinearSettings, linear_cases
 from endor_jax.bench.matrices import copies, pruned_weights, sparse_copies
 from endor_jax.bench.race import Timing
-from endor_jax.cli.bench_tables import linear_tables
+from endor_jax.cli.bench.linear import linear_tables
 from endor_jax.cli.console import Output
 from endor_jax.cli.main import app
 from endor_jax.errors import MissingDependencyError

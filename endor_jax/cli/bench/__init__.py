@@ -1,0 +1,8 @@
+"""`endor bench`: measurements that anyone can repeat; a file per suite has its options and its table."""
+
+from __future__ import annotations
+
+from endor_jax.cli.bench import decode, expand, linear, memory
+
+SUITES = (memory, expand, linear, decode)
+"""Modules: each is called as its file is, and has a `command`."""
