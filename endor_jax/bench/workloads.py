@@ -7,8 +7,8 @@ model of the shape; the text that such a model generates means nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ _LLAMA: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
+    "torch_dtype": DTYPE,
+}
+_OPT: Mapping[str, Any] = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "max_position_embeddings": 2048,
     "torch_dtype": DTYPE,
 }
 
@@ -75,32 +81,84 @@ WORKLOADS = {
         shard_bytes=5_000_000,
         limit_bytes={},
     ),
+    "opt-10m": Workload(
+        _OPT
+        | {
+            "vocab_size": 2048,
+            "hidden_size": 256,
+            "word_embed_proj_dim": 256,
+            "ffn_dim": 1024,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+        },
+        shard_bytes=5_000_000,
+        limit_bytes={},
+    ),
+    # Layers of models that no machine here holds; as many as are asked for. The vocabulary is small, so that
+    # the time of the head does not stand for that of layers: 1.71 and 2.04 GB each.
+    "llama-70b-layers": Workload(  # Llama-2-70B has 80
+        _LLAMA
+        | {
+            "vocab_size": 2048,
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+        },
+        shard_bytes=2_000_000_000,
+        limit_bytes={},
+    ),
+    "opt-66b-layers": Workload(  # OPT-66B has 64
+        _OPT
+        | {
+            "vocab_size": 2048,
+            "hidden_size": 9216,
+            "word_embed_proj_dim": 9216,
+            "ffn_dim": 36864,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 72,
+        },
+        shard_bytes=2_000_000_000,
+        limit_bytes={},
+    ),
 }
 
 
-def workload(name: str) -> Workload:
-    """The workload called `name`. Raises OptionError, naming all, if there is none."""
+def workload(name: str, layers: int | None = None) -> Workload:
+    """The workload called `name`, with another number of layers if given.
+
+    Raises OptionError, naming all, if there is none, and for fewer layers than one.
+    """
     if name not in WORKLOADS:
         raise OptionError("model", got=repr(name), expected=", ".join(WORKLOADS), fix="choose one of these")
-    return WORKLOADS[name]
+    made = WORKLOADS[name]
+    if layers is None:
+        return made
+    if layers < 1:
+        raise OptionError("layers", got=str(layers), expected="at least 1", fix="ask for more")
+    return replace(made, config=dict(made.config) | {"num_hidden_layers": layers}, limit_bytes={})
 
 
-def write_workload(directory: Path, name: str, *, seed: int = 0) -> Path:
-    """The model `name` in `directory`, written unless it is there already; same name and seed, same bytes.
+def write_workload(directory: Path, name: str, *, layers: int | None = None, seed: int = 0) -> Path:
+    """The model `name` in `directory`, written unless it is there already; same arguments, same bytes.
 
-    Takes memory for the largest tensor. Raises OptionError for an unknown name, DestinationExistsError if
-    something else is in the way.
+    layers: by default as many as the workload has. Takes memory for the largest tensor. Raises as `workload`
+    does, DestinationExistsError if something else is in the way.
     """
-    made = workload(name)
+    made = workload(name, layers)
     described = json.dumps(dict(made.config) | {"endor_workload": f"{name}, seed {seed}"}, indent=2)
     marker = directory / "endor_workload.json"
     if marker.is_file() and marker.read_text() == described:  # written last: the rest is there
         return directory
-    infos = {to_hf("llama", place): info for place, info in _infos(made.config).items()}
+    places = _infos(made.config)
+    names = {place: to_hf(made.config["model_type"], place) for place in places}
+    infos = {names[place]: info for place, info in places.items()}
+    scales = {names[place] for place in places if place.tensor.endswith(".scale")}
     files = {"config.json": json.dumps(dict(made.config), indent=2).encode()}
     files |= {"tokenizer.json": byte_tokenizer().encode()}
     write_safetensors(
-        directory, _tensors(infos, seed), infos=infos, files=files, shard_bytes=made.shard_bytes
+        directory, _tensors(infos, scales, seed), infos=infos, files=files, shard_bytes=made.shard_bytes
     )
     marker.write_text(described)
     return directory
@@ -111,15 +169,18 @@ def _infos(config: Mapping[str, Any]) -> dict[Place, TensorInfo]:
     shapes = models.part_shapes(models.decoder(models.from_hf(config)))
     return {
         place: TensorInfo(shapes[place.record][place.tensor], DTYPE)
-        for place in expected_places("llama", config)
+        for place in expected_places(config["model_type"], config)
     }
 
 
-def _tensors(infos: Mapping[str, TensorInfo], seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    infos: Mapping[str, TensorInfo], scales: Collection[str], seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Matrices of spread 1/√inputs, scales of norms around one, biases around zero."""
     for index, (name, info) in enumerate(infos.items()):
         random = np.random.default_rng([seed, index])
-        matrix = len(info.shape) == 2
-        mean, spread = (0.0, info.shape[1] ** -0.5) if matrix else (1.0, 0.1)
+        mean = 1.0 if name in scales else 0.0
+        spread = info.shape[1] ** -0.5 if len(info.shape) == 2 else 0.1
         array = np.empty(info.shape, dtype_from_name(info.dtype))
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK_ELEMENTS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,36 @@ def test_the_same_name_gives_the_same_bytes_and_is_made_once(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
     with pytest.raises(DestinationExistsError):
         write_workload(first, "llama-10m", seed=1)
+
+
+def test_layers_of_large_models_have_their_sizes():
+    llama = dict(workload("llama-70b-layers", 3).config)
+    assert llama["num_hidden_layers"] == 3
+    assert parameters(llama) - parameters(llama | {"num_hidden_layers": 2}) == 855_654_400  # of Llama-2-70B
+    opt = workload("opt-66b-layers", 64).config
+    shapes = models.part_shapes(models.decoder(models.from_hf(opt)))["layers.0"]
+    # Of OPT-66B, whose 64 layers make 65.2 billion.
+    assert sum(math.prod(shape) for shape in shapes.values()) == 1_019_335_680
+
+
+def test_another_number_of_layers_has_no_promised_memory_and_at_least_one():
+    assert workload("llama-1b", 2).limit_bytes == {}
+    with pytest.raises(OptionError, match="layers: got 0, expected at least 1"):
+        workload("llama-1b", 0)
+
+
+def test_an_opt_has_matrices_scales_and_biases(tmp_path: Path):
+    source = write_workload(tmp_path / "model", "opt-10m", layers=2)
+    with open_source(source) as opened:
+        assert opened.config["num_hidden_layers"] == 2
+        assert not any("layers.2." in name for name in opened.tensors)
+        layer = "model.decoder.layers.1"
+        scale = opened.read(f"{layer}.final_layer_norm.weight").astype(np.float32)
+        bias = opened.read(f"{layer}.final_layer_norm.bias").astype(np.float32)
+        matrix = opened.read(f"{layer}.fc2.weight").astype(np.float32)
+    assert scale.mean() == pytest.approx(1, abs=0.05)
+    assert bias.mean() == pytest.approx(0, abs=0.05)
+    assert matrix.std() == pytest.approx(1024**-0.5, rel=0.02)
 
 
 def test_unknown_names_are_refused(tmp_path: Path):
