@@ -12,13 +12,13 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 
 from endor_jax.bench.environment import usable_cpus
-from endor_jax.errors import EndorError, OptionError, UnsupportedError
+from endor_jax.bench.failures import outcome, result
+from endor_jax.errors import OptionError, UnsupportedError
 
 
 def check_threads(threads: int) -> None:
@@ -52,28 +52,7 @@ Result = TypeVar("Result")
 
 def run(process: ProcessPoolExecutor, job: Callable[..., Result], *arguments: Any) -> Result:
     """What `job` returns in that process. Raises what it raises."""
-    outcome = process.submit(_outcome, job, *arguments).result()
-    if isinstance(outcome, _Failure):
-        raise outcome.kind(outcome.where, got=outcome.got, expected=outcome.expected, fix=outcome.fix)
-    return outcome
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """One of our errors, in a form that can be pickled."""
-
-    kind: type[EndorError]
-    where: str
-    got: str
-    expected: str
-    fix: str
-
-
-def _outcome(job: Callable[..., Result], *arguments: Any) -> Result | _Failure:
-    try:
-        return job(*arguments)
-    except EndorError as error:
-        return _Failure(type(error), error.where, error.got, error.expected, error.fix)
+    return result(process.submit(outcome, job, *arguments).result())
 
 
 @contextmanager
