@@ -16,7 +16,7 @@ from endor_jax import native
 from endor_jax.version import VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tensorstore")
-PEERS = ("torch", "transformers")
+PEERS = ("torch", "transformers", "accelerate")
 CPUS = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")
 CACHE_BYTES = 32 * 2**20

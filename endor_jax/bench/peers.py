@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from endor_jax.arrays import bits_of
+from endor_jax.bench.greedy import greedy
 from endor_jax.errors import MissingDependencyError
 from endor_jax.format import bitmap
 from endor_jax.format.decode import decode
@@ -79,23 +80,11 @@ def torch_product(x: jax.Array, weights: Sequence[jax.Array], *, threads: int) -
 
 
 def transformers_tokens(directory: Path, dtype: str, *, threads: int) -> Callable[..., Iterator[int]]:
-    """A model in torch transformers as a function: (prompt ids, tokens) -> greedy tokens as they come.
-
-    The loop calls the model itself with its own cache: less is done per token than in its `generate`.
-    """
+    """A model in torch transformers as a function: (prompt ids, tokens) -> greedy tokens as they come."""
     need("torch", "transformers")
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
-
-    def generate(prompt: Sequence[int], tokens: int) -> Iterator[int]:
-        ids, cache = torch.tensor([list(prompt)]), None
-        for _ in range(tokens):
-            with torch.inference_mode():
-                out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                ids, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
-            yield int(ids)
-
-    return generate
+    return greedy(model)

@@ -1,8 +1,7 @@
-"""Pictures of records, with matplotlib, which is optional: bars for expand and decode, curves for linear."""
+"""Pictures of records, with matplotlib: bars for expand and decode, curves for linear."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +9,14 @@ from typing import Any
 
 from endor_jax.bench.bandwidth import MEMCPY, READ
 from endor_jax.bench.decode import DecodeRecord
+from endor_jax.bench.drawing import LABEL, colors_of, panels, threads_in_words, write
 from endor_jax.bench.expand import ExpandCase, ExpandRecord
 from endor_jax.bench.linear import EXPANDED, FUSED, LinearCase, LinearRecord
 from endor_jax.bench.matrices import shape_name
 from endor_jax.errors import MissingDependencyError, OptionError
 
 FORMATS = (".svg", ".png", ".pdf")
-OURS_COLORS = ("#08519c", "#3182bd", "#6baed6", "#9ecae1", "#c6dbef")
-PEER_COLORS = ("#a63603", "#e6550d", "#fd8d3c", "#fdae6b", "#737373")
 MARKERS = "osD^vPX*<>"
-LABEL: dict[str, Any] = {
-    "va": "center",
-    "fontsize": 8,
-    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-}
-"""Of a bar: readable where a line passes."""
 
 
 def check_plot(path: Path) -> None:
@@ -45,17 +37,17 @@ def plot_expand(record: ExpandRecord, path: Path) -> None:
     """A panel per case: bars of GB/s with their quartiles, memcpy and the limit as lines."""
     numbers = list(dict.fromkeys(case.threads for case in record.cases))
     columns = [[case for case in record.cases if case.threads == number] for number in numbers]
-    figure, axes = _panels(len(columns[0]), len(columns), height=2.3)
+    figure, axes = panels(len(columns[0]), len(columns), height=2.3)
     for column, cases in enumerate(columns):
         for row, case in enumerate(cases):
             _expand_panel(axes[row][column], case)
     title = f"expand, {record.settings.dtype} at {record.settings.sparsity:.0%} sparsity: dense bytes out"
-    _write(figure, title, path)
+    write(figure, title, path)
 
 
 def _expand_panel(axis: Any, case: ExpandCase) -> None:
     shown = [timing for timing in case.timings if not timing.contender.startswith((MEMCPY, READ))]
-    colors = _colors([timing.contender for timing in shown])
+    colors = colors_of([timing.contender for timing in shown])
     for place, timing in enumerate(shown):
         rate = timing.bytes_per_second / 1e9
         spread = sorted(timing.bytes / seconds / 1e9 for seconds in timing.quartile_seconds)
@@ -69,7 +61,7 @@ def _expand_panel(axis: Any, case: ExpandCase) -> None:
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.set_xlabel("GB/s", fontsize=8)
-    axis.set_title(f"{shape_name(case.shape)}, {case.codec}, {_threads(case.threads)}", fontsize=9)
+    axis.set_title(f"{shape_name(case.shape)}, {case.codec}, {threads_in_words(case.threads)}", fontsize=9)
     axis.legend(fontsize=7, loc="lower right")
 
 
@@ -77,13 +69,13 @@ def plot_linear(record: LinearRecord, path: Path) -> None:
     """A panel per shape and number of threads: weights per second over rows of x, the crossover marked."""
     keys = list(dict.fromkeys((case.shape, case.threads) for case in record.cases))
     width = min(3, len(keys))
-    figure, axes = _panels(-(-len(keys) // width), width, height=3.8)
+    figure, axes = panels(-(-len(keys) // width), width, height=3.8)
     flat = [axis for row in axes for axis in row]
     for axis in flat[len(keys) :]:
         axis.set_visible(False)
     crossovers = {(each.shape, each.threads): each for each in record.crossovers}
     for axis, key in zip(flat, keys, strict=False):
-        title = f"{shape_name(key[0])}, {_threads(key[1])}"
+        title = f"{shape_name(key[0])}, {threads_in_words(key[1])}"
         if key in crossovers and (rows := crossovers[key].of_all):
             axis.axvline(rows, color="gray", linestyle=":", linewidth=1)
             title += f", crossover at {rows}"
@@ -93,12 +85,12 @@ def plot_linear(record: LinearRecord, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, 2 * width + 1), fontsize=8)
     settings = record.settings
     title = f"x @ w.T, {settings.dtype}, w {settings.codec} at {settings.sparsity:.0%} sparsity or dense"
-    _write(figure, title, path)
+    write(figure, title, path)
 
 
 def _linear_panel(axis: Any, cases: Sequence[LinearCase]) -> None:
     names = [t.contender for t in cases[0].timings if not t.contender.startswith(READ)]
-    colors = _colors(names)
+    colors = colors_of(names)
     rows = [case.rows for case in cases]
     for name, marker in zip(names, MARKERS * len(names), strict=False):
         timings = [next(t for t in case.timings if t.contender == name) for case in cases]
@@ -117,9 +109,9 @@ def _linear_panel(axis: Any, cases: Sequence[LinearCase]) -> None:
 
 def plot_decode(record: DecodeRecord, path: Path) -> None:
     """Bars of tokens per second, a dot for every generation."""
-    figure, axes = _panels(1, 1, height=2.3)
+    figure, axes = panels(1, 1, height=2.3)
     axis = axes[0][0]
-    colors = _colors([timing.contender for timing in record.timings])
+    colors = colors_of([timing.contender for timing in record.timings])
     for place, timing in enumerate(record.timings):
         rates = [each.tokens_per_second for each in timing.generations]
         axis.barh(place, timing.tokens_per_second, color=colors[timing.contender])
@@ -130,33 +122,4 @@ def plot_decode(record: DecodeRecord, path: Path) -> None:
     axis.margins(x=0.15)
     axis.set_xlabel("tokens/s", fontsize=8)
     sparsity = f"{record.settings.values} at {record.settings.sparsity:.0%} sparsity"
-    _write(figure, f"{Path(record.model).stem}, {sparsity}, {_threads(record.threads)}", path)
-
-
-def _colors(names: Sequence[str]) -> dict[str, str]:
-    """Blue for ours, orange for others."""
-    ours = [name for name in names if name.startswith("ours")]
-    others = [name for name in names if name not in ours]
-    return {
-        name: colors[min(index, len(colors) - 1)]
-        for group, colors in ((ours, OURS_COLORS), (others, PEER_COLORS))
-        for index, name in enumerate(group)
-    }
-
-
-def _threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"
-
-
-def _panels(rows: int, columns: int, *, height: float) -> tuple[Any, list[list[Any]]]:
-    """A figure without a window, and its axes by row and column."""
-    figures: Any = importlib.import_module("matplotlib.figure")
-    width = max(6.5, 4.5 * columns)
-    figure = figures.Figure(figsize=(width, height * rows + 0.9), layout="constrained")
-    return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
-
-
-def _write(figure: Any, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write(figure, f"{Path(record.model).stem}, {sparsity}, {threads_in_words(record.threads)}", path)
