@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PACKAGES = ("jax", "jaxlib", "flax", "tensorstore", "orbax-checkpoint", "numpy", "tokenizers", "safetensors")
 EXTRAS = {"gguf": "gguf", "cuda": "jax_cuda13_plugin"}
 """Extra -> a module that it brings."""
-SAMPLE_BYTES = 32 * 2**20
+SAMPLE_BYTES = 64 * 2**20
 """Of the file that is written for a moment, to measure the disk of the current directory."""
 
 
@@ -135,7 +135,8 @@ def examine_checkpoint(path: str) -> dict[str, Any]:
         parts = [(opened.path / part.path, part.length_bytes) for part in opened.manifest.parts]
     rates = measure(parts, READERS)
     if parts:
-        keep(disk_of(parts[0][0] / DATA_FILE), {reader: rates.get(reader) for reader in READERS})
+        lengths = [length for _, length in parts]
+        keep(disk_of(parts[0][0] / DATA_FILE, lengths), {reader: rates.get(reader) for reader in READERS})
     with Checkpoint(path) as opened:
         return {"path": path, "rates": _rate_values(rates)} | _chosen(opened.reader_choice)
 
@@ -150,7 +151,7 @@ def examine_disk() -> dict[str, Any]:
 
     from endor_jax.errors import EndorError
     from endor_jax.store.direct import READERS
-    from endor_jax.store.disk_rates import measure
+    from endor_jax.store.disk_rates import disk_of, keep, measure
     from endor_jax.store.part import write_part
     from endor_jax.store.reader_choice import choose
 
@@ -160,9 +161,11 @@ def examine_disk() -> dict[str, Any]:
             part = Path(temporary) / "part"
             write_part(part, np.frombuffer(np.random.default_rng(0).bytes(SAMPLE_BYTES), np.uint8))
             rates = measure([(part, SAMPLE_BYTES)], READERS)
+            disk = disk_of(part, [SAMPLE_BYTES])
     except (OSError, EndorError) as error:  # a directory that cannot be written, a full disk
         why = f"not measured: {error}"
         return {"path": where, "rates": {}, "reader": None, "why": why, "reads": None}
+    keep(disk, {reader: rates.get(reader) for reader in READERS})
     fits = choose(rates, read_bytes=0, cache_bytes=1)
     exceeds = choose(rates, read_bytes=1, cache_bytes=0)
     reader = fits.reader if fits.reader == exceeds.reader else f"{fits.reader} or {exceeds.reader}"

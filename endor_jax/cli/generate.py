@@ -18,14 +18,15 @@ from endor_jax.cli.console import (
     Verbose,
     read_text,
 )
-from endor_jax.cli.plan import plan_values
+from endor_jax.cli.plan import plan_values, prediction_values
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
 if TYPE_CHECKING:
     from endor_jax.cli.batch_file import Prompt
     from endor_jax.generate.continuation import Wishes
     from endor_jax.generate.model import Model
-    from endor_jax.generate.statistics import Statistics
+    from endor_jax.generate.statistics import Achieved, Statistics
+    from endor_jax.streaming.prediction import Prediction
 
 
 def command(
@@ -114,18 +115,22 @@ def command(
         if as_json:
             expected = {"expected_peak_host_bytes": model.expected_peak_host_bytes, "reader": model.reader}
             figures = statistics_values(model.statistics) | expected | {"plan": plan_values(model.plan)}
+            figures["prediction"] = prediction_values(model.prediction)
             output.json(result | figures)
         else:
             output.notes.print(summary(model, model.statistics), style="dim")
 
 
 def announce(model: Model, output: Output) -> None:
-    """Says what the process will take, before the first token; the plan too if that is wanted."""
+    """Says what the process will take and how fast it will be, before the first token; the plan too if that
+    is wanted."""
     from endor_jax.streaming.sizes import format_size
 
     output.detail(repr(model.plan))
     expected = format_size(model.expected_peak_host_bytes)
     output.notes.print(f"at most {expected} of resident memory", style="dim")
+    if model.prediction is not None:
+        output.notes.print(f"predicted {model.prediction}", style="dim")
 
 
 def _one(model: Model, text: str, wishes: Wishes, output: Output, *, as_it_is: bool) -> dict[str, Any]:
@@ -176,19 +181,47 @@ def statistics_values(statistics: Statistics) -> dict[str, Any]:
         "bytes_transferred": statistics.bytes_transferred,
         "peak_device_bytes": statistics.peak_device_bytes,
         "peak_host_bytes": statistics.peak_host_bytes,
+        "achieved": achieved_values(statistics.achieved),
     }
 
 
+def achieved_values(achieved: Achieved | None) -> dict[str, Any] | None:
+    """What passes took, as JSON."""
+    return None if achieved is None else asdict(achieved) | {"binding": achieved.binding}
+
+
 def summary(model: Model, statistics: Statistics) -> str:
-    """Statistics of a generation in a line."""
+    """Statistics of a generation in a line; in one more, what a pass took beside what was predicted."""
     from endor_jax.streaming.sizes import format_size
 
     expected = format_size(model.expected_peak_host_bytes)
     measured = statistics.generation_tokens_per_second
     rate = "" if measured is None else f" at {measured:.2f} tokens/s"
-    return (
+    line = (
         f"prompt {statistics.prompt_tokens} tokens at {statistics.prompt_tokens_per_second:.1f} tokens/s, "
         f"generation {statistics.generated_tokens} tokens{rate}, "
         f"{format_size(statistics.bytes_read)} read ({model.reader}), "
         f"peak memory {format_size(statistics.peak_host_bytes)} (at most {expected} expected)"
+    )
+    achieved, prediction = statistics.achieved, model.prediction
+    if achieved is None or prediction is None:
+        return line
+    return f"{line}\n{comparison(prediction, achieved)}"
+
+
+def comparison(prediction: Prediction, achieved: Achieved) -> str:
+    """Predicted beside achieved: tokens per second, and seconds of each stage of a pass."""
+    waits = achieved.read_wait_seconds + achieved.transfer_wait_seconds
+    hidden = ", the rest hidden behind what it waited for" if waits > achieved.seconds / 10 else ""
+    took = f"at least {achieved.compute_seconds:.3g} s taken{hidden}"
+    stages = [f"computing {prediction.compute_seconds:.3g} s predicted, {took}"]
+    if prediction.transfer_seconds:
+        took = f"{achieved.transfer_wait_seconds:.3g} s waited for"
+        stages.insert(0, f"transfer {prediction.transfer_seconds:.3g} s predicted, {took}")
+    if prediction.read_seconds:
+        took = f"{achieved.read_seconds:.3g} s taken, {achieved.read_wait_seconds:.3g} s of them waited for"
+        stages.insert(0, f"reading {prediction.read_seconds:.3g} s predicted, {took}")
+    return (
+        f"predicted {prediction.tokens_per_second:.3g} tokens/s, achieved {achieved.tokens_per_second:.3g}; "
+        f"per pass {'; '.join(stages)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,11 @@ from endor_jax.cli.console import DeviceMemory, HostMemory, Json, Output, Quiet,
 
 if TYPE_CHECKING:
     from endor_jax.store.manifest import Manifest
+    from endor_jax.store.reader_choice import Choice
+    from endor_jax.streaming.advice import Free
     from endor_jax.streaming.plan import Plan
+    from endor_jax.streaming.prediction import Prediction
+    from endor_jax.streaming.transfer import Device
 
 
 def command(
@@ -24,40 +29,94 @@ def command(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of what is not converted yet. Default: its own.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences that go on at once.")] = 1,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say which weights would live where, how many bytes move per token, and whether it fits."""
+    """Say which weights would live where, whether it fits, how fast it would be, and what would help."""
     from endor_jax import models
+    from endor_jax.generate.costs import costs_of
     from endor_jax.generate.footprint import expected_peak_bytes
-    from endor_jax.generate.placement import geometry, plan_model
+    from endor_jax.generate.placement import geometry, place_model
+    from endor_jax.streaming.advice import advise
     from endor_jax.streaming.budget import budgets, default_device
+    from endor_jax.streaming.prediction import predict
     from endor_jax.streaming.sizes import format_size
     from endor_jax.streaming.transfer import shares_memory
 
     output = Output(as_json, quiet, verbose)
-    manifest = _manifest(Path(subject), sparsity, dtype)
+    path, device = Path(subject), default_device()
+    manifest = _manifest(path, sparsity, dtype)
     config = models.from_hf(manifest.model or {})
     stored = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    device_bytes, host_bytes = budgets(default_device(), device_memory, host_memory)
-    plan = plan_model(
+    device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    shape, plan = place_model(
         manifest,
-        geometry(config, stored, context),
+        geometry(config, stored, context, batch_size),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
-        shares_memory=shares_memory(default_device()),
+        shares_memory=shares_memory(device),
     )
+    choice = _choice(path, manifest)
+    costs = None if choice is None else costs_of(manifest, shape, choice=choice, device=device)
+    prediction = None if costs is None else predict(plan, costs)
+    advice = () if costs is None else advise(plan, costs, _free(device))
     peak = expected_peak_bytes(plan)
     if as_json:
         output.json(
-            plan_values(plan) | {"stored_bytes": manifest.stored_bytes, "expected_peak_host_bytes": peak}
+            plan_values(plan)
+            | {"stored_bytes": manifest.stored_bytes, "expected_peak_host_bytes": peak}
+            | {"prediction": prediction_values(prediction), "advice": list(advice)}
         )
-    else:
-        output.line(repr(plan))
-        output.line(f"process      at most {format_size(peak)} resident")
+        return
+    output.line(repr(plan))
+    output.line(f"process      at most {format_size(peak)} resident")
+    why = "the disk was not measured: run endor doctor there" if choice is None else "too small to measure"
+    output.line(f"prediction   {why if prediction is None else prediction}")
+    for sentence in advice:
+        output.line(f"advice       {sentence}")
+
+
+def _choice(path: Path, manifest: Manifest) -> Choice | None:
+    """How the parts would be read, and how fast; None for a disk of which nothing is known.
+
+    Of what is not converted yet nothing can be measured: then what is remembered of the disk counts.
+    """
+    from endor_jax.memory import free_host_bytes
+    from endor_jax.store.disk_rates import disk_of, remembered
+    from endor_jax.store.reader import Checkpoint
+    from endor_jax.store.reader_choice import SMALL_BYTES, Choice, choose
+
+    if _is_checkpoint(path):
+        with Checkpoint(path) as opened:
+            return opened.reader_choice
+    total = sum(part.length_bytes for part in manifest.parts)
+    if total <= SMALL_BYTES:
+        return Choice("preadv", "too few bytes for it to matter")
+    disk = disk_of(path, [part.length_bytes for part in manifest.parts])
+    known = {reader: rates for reader, rates in remembered(disk).items() if rates is not None}
+    return choose(known, read_bytes=total, cache_bytes=free_host_bytes()) if "preadv" in known else None
+
+
+def _free(device: Device) -> Free:
+    """What could be used at most: nine tenths of what is free, as default budgets are."""
+    from endor_jax.memory import free_host_bytes
+    from endor_jax.streaming.advice import Free
+    from endor_jax.streaming.budget import FREE_SHARE, free_device_bytes
+    from endor_jax.streaming.transfer import shares_memory
+
+    host = int(FREE_SHARE * free_host_bytes())
+    return Free(host if shares_memory(device) else int(FREE_SHARE * free_device_bytes(device)), host)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether there is a checkpoint, or half of one."""
+    from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
+
+    return any((path / name).exists() for name in (MANIFEST_FILE, JOURNAL_FILE, PARTS))
 
 
 def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest:
@@ -68,10 +127,9 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
     from endor_jax.generate.loading import check_records
     from endor_jax.sources.json_object import read_json_object
     from endor_jax.sources.opening import open_source
-    from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
     from endor_jax.store.reader import Checkpoint
 
-    if any((path / name).exists() for name in (MANIFEST_FILE, JOURNAL_FILE, PARTS)):  # or half of one
+    if _is_checkpoint(path):
         if sparsity is not None or dtype is not None:
             raise InvalidInputError(
                 "plan",
@@ -119,3 +177,10 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "stream_buffer_bytes": plan.stream_buffer_bytes,
         "ring_bytes": plan.slots * plan.slot_bytes,
     }
+
+
+def prediction_values(prediction: Prediction | None) -> dict[str, Any] | None:
+    """A prediction as JSON."""
+    if prediction is None:
+        return None
+    return asdict(prediction) | {"tokens_per_second": prediction.tokens_per_second}

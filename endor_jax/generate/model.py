@@ -17,6 +17,7 @@ from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.batch import generate_batch
 from endor_jax.generate.continuation import FinishReason, Token, Wishes, wishes_for
+from endor_jax.generate.costs import costs_of
 from endor_jax.generate.footprint import expected_peak_bytes
 from endor_jax.generate.loading import check_records, make_runner
 from endor_jax.generate.placement import CHUNK, geometry, place_model
@@ -28,6 +29,9 @@ from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
+from endor_jax.streaming.link import choose_link
+from endor_jax.streaming.memory_pools import check_pinned_pool, pinned_pool_bytes
+from endor_jax.streaming.prediction import Prediction, predict
 from endor_jax.streaming.timeline import Timeline
 from endor_jax.streaming.transfer import shares_memory
 from endor_jax.text import Tokenizer, tokenizer_of
@@ -50,7 +54,9 @@ class Model:
     """A loaded model; made by `load`. One pass at a time; `close` is idempotent.
 
     plan: where the records are and what they take. expected_peak_host_bytes: a bound on the resident memory
-    of this process, from before anything was loaded. tokenizer: None if the checkpoint has none; prompts are
+    of this process, from before anything was loaded. prediction: what a pass takes, from before anything was
+    loaded too, and from rates that were not measured on this model; None for a checkpoint of up to 16 MiB,
+    for which nothing is measured. tokenizer: None if the checkpoint has none; prompts are
     token ids then. statistics: of the latest generation.
     """
 
@@ -61,10 +67,12 @@ class Model:
         tokenizer: Tokenizer | None,
         *,
         expected_peak_host_bytes: int,
+        prediction: Prediction | None = None,
     ):
         self._checkpoint, self._runner = checkpoint, runner
         self.tokenizer = tokenizer
         self.expected_peak_host_bytes = expected_peak_host_bytes
+        self.prediction = prediction
         self.plan = runner.executor.plan
         self.statistics: Statistics | None = None
 
@@ -207,6 +215,16 @@ class Model:
         """Logits per position; token ids are below it."""
         return self._runner.embedding.vocabulary
 
+    @property
+    def sequences(self) -> int:
+        """The most that are under way at once in `complete_batch`."""
+        return self._runner.shape.sequences
+
+    @property
+    def micro_batch(self) -> int:
+        """How many of them one step takes when as many as can be are under way."""
+        return self._runner.shape.rows
+
     def sequences_per_pass(self, length: int) -> int:
         """How many sequences of some length `logits` and `losses` take through a layer together."""
         return max(1, self._runner.shape.positions // round_up(length, CHUNK))
@@ -288,11 +306,17 @@ def load(
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         depth=depth,
+        reads=checkpoint.reader_choice.reads,
         shares_memory=shares_memory(device),
+        staged=choose_link(device).staged,
     )
+    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device)
+    prediction = None if costs is None else predict(plan, costs)
+    if shape.cache_tier == "host":
+        check_pinned_pool(shape.cache_bytes, pinned_pool_bytes(os.environ))
     expected = expected_peak_bytes(plan)
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
     runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device, timeline=timeline)
-    return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected)
+    return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected, prediction=prediction)

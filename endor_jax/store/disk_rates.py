@@ -1,7 +1,8 @@
 """How fast a disk is read: each reader, cold and warm, with one, two and four reads in flight; remembered.
 
-Measured on files that are there, in the way a stream reads them: every thread reads large pieces of its own
-into memory that is more than the caches hold.
+Measured on files that are there, in the way a stream reads them: every thread reads whole parts, or large
+pieces of them, into memory that is more than the caches hold, in large pages as a stream's. Small parts are
+read at less than large ones; so what is remembered of a disk is good for parts of one size class.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from endor_jax.arrays import round_up
 from endor_jax.errors import UnsupportedError
 from endor_jax.store.direct import READERS, open_part
-from endor_jax.store.part import DATA_FILE
+from endor_jax.store.part import DATA_FILE, PAGE_BYTES
 from endor_jax.store.remembered import recall, remember
 
 IN_FLIGHT = (1, 2, 4)
 """Numbers of reads under way at once that are measured."""
 PIECE_BYTES = 8 * 2**20
-"""Read by one call: enough that a larger one is no faster."""
-PIECES = 8
-"""Pieces of memory that are read into in turn: more than a cache holds."""
+"""Read by one call at most: enough that a larger one is no faster."""
+MEMORY_BYTES = 64 * 2**20
+"""That are read into in turn: more than a cache holds."""
 MEASURED_BYTES = 256 * 2**20
 """Most bytes that one measurement reads ..."""
 MEASURED_SECONDS = 0.07
@@ -75,9 +77,7 @@ def measure(parts: Parts, readers: Sequence[str]) -> dict[str, Rates]:
     Drops what is measured from the page cache first, each time. Raises what reading raises.
     """
     pieces = _pieces(parts)
-    memory = [np.frombuffer(mmap.mmap(-1, PIECE_BYTES), np.uint8) for _ in range(PIECES)]
-    for each in memory:
-        each.fill(0)  # pages that are not there yet are no matter of the disk's
+    memory = _memory(max((piece.count for piece in pieces), default=0))
     rates = {}
     for reader in readers:
         cold, warm = {}, {}
@@ -88,11 +88,22 @@ def measure(parts: Parts, readers: Sequence[str]) -> dict[str, Rates]:
                 # O_DIRECT does not know the page cache, which holds only what was just read.
                 warm[reads] = cold[reads]
                 if reader != "direct":
-                    warm[reads], _ = _read(pieces[:done], memory, reader=reader, reads=reads)
+                    warm[reads], _ = _read(pieces[:done], memory, reader=reader, reads=reads, again=True)
         except UnsupportedError:  # said where the choice is shown: it has no rate
             continue
         rates[reader] = Rates(cold, warm)
     return rates
+
+
+def _memory(piece_bytes: int) -> list[np.ndarray]:
+    """Page-aligned buffers for pieces, beside each other in large pages."""
+    pitch = round_up(max(piece_bytes, 1), PAGE_BYTES)
+    mapped = mmap.mmap(-1, round_up(MEMORY_BYTES, pitch), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(mapped, np.uint8)
+    whole.fill(0)  # pages that are not there yet are no matter of the disk's
+    return [whole[start : start + piece_bytes] for start in range(0, whole.shape[0], pitch)]
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,17 @@ def _pieces(parts: Parts) -> list[_Piece]:
 
 
 def _read(
-    pieces: Sequence[_Piece], memory: Sequence[np.ndarray], *, reader: str, reads: int
+    pieces: Sequence[_Piece],
+    memory: Sequence[np.ndarray],
+    *,
+    reader: str,
+    reads: int,
+    again: bool = False,
 ) -> tuple[Reading, int]:
-    """Reads pieces on some threads until they or the time are used up; how fast, and how many it were."""
+    """Reads pieces on some threads until they or the time are used up; how fast, and how many it were.
+
+    again: they never are used up, but read over and over.
+    """
     turn, lock = itertools.count(), threading.Lock()
     bytes_read, cpu_seconds = [0] * reads, [0.0] * reads
     begun = time.perf_counter()
@@ -129,10 +148,10 @@ def _read(
             with lock:
                 number = next(turn)
             late = time.perf_counter() - begun >= MEASURED_SECONDS
-            if number >= len(pieces) or (late and number >= reads):
+            if (number >= len(pieces) and not again) or (late and number >= reads):
                 cpu_seconds[thread] = time.thread_time() - clock
                 return last
-            piece = pieces[number]
+            piece = pieces[number % len(pieces)]
             with open_part(piece.directory, piece.length, reader=reader) as read_at:
                 read_at(next(own)[: piece.count], piece.start)
             bytes_read[thread] += piece.count
@@ -171,7 +190,7 @@ def rates_of(parts: Parts, readers: Sequence[str]) -> dict[str, Rates]:
 
     One that the file system refuses is left out. Raises what reading raises.
     """
-    disk = disk_of(parts[0][0] / DATA_FILE)
+    disk = disk_of(parts[0][0] / DATA_FILE, [length for _, length in parts])
     known = remembered(disk)
     missing = [reader for reader in readers if reader not in known]
     if missing:
@@ -181,9 +200,12 @@ def rates_of(parts: Parts, readers: Sequence[str]) -> dict[str, Rates]:
     return {reader: rates for reader in readers if (rates := known.get(reader)) is not None}
 
 
-def disk_of(path: Path) -> str:
-    """What a measurement is good for: this host and the device of the file system that holds `path`."""
-    return f"{socket.gethostname()} {path.stat().st_dev}"
+def disk_of(path: Path, lengths: Sequence[int]) -> str:
+    """What a measurement is good for: this host, the device of the file system that holds `path`, and parts
+    of about these lengths in bytes."""
+    mean = min(sum(lengths) // max(len(lengths), 1), PIECE_BYTES)
+    size_class = 2 ** max(mean.bit_length() - 1, 0)
+    return f"{socket.gethostname()} {path.stat().st_dev}, parts of {size_class} bytes and more"
 
 
 def keep(disk: str, rates: Mapping[str, Rates | None]) -> None:
