@@ -19,7 +19,7 @@ from endor_jax.kernels.linear.cpu import fused_rows
 from endor_jax.models import LlamaConfig, OptConfig
 from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.executor import Streamable
-from endor_jax.streaming.plan import FixedCosts, Plan, make_plan
+from endor_jax.streaming.plan import READS, FixedCosts, Plan, make_plan
 
 CHUNK = 128
 """Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""
@@ -220,14 +220,16 @@ def place_model(
     device_budget_bytes: int,
     host_budget_bytes: int,
     depth: int | None = None,
+    reads: int = READS,
     shares_memory: bool = False,
+    staged: bool = False,
 ) -> tuple[Geometry, Plan]:
     """The plan for generating with a model, and the geometry with everything chosen.
 
     Caches wait in host memory only where they do not fit on the device; where memory is shared there is
     nowhere to move them to. The budgets never decide on the rows of a micro-batch, which change the rounding
-    of products, but the error names those that would fit. Raises DoesNotFitError. shares_memory: device and
-    host are one memory (`streaming/transfer.py`).
+    of products, but the error names those that would fit. Raises DoesNotFitError. depth and what follows: as
+    `make_plan` takes them.
     """
 
     def attempt(tried: Geometry) -> Plan | DoesNotFitError:
@@ -238,7 +240,9 @@ def place_model(
                 device_budget_bytes=device_budget_bytes,
                 host_budget_bytes=host_budget_bytes,
                 depth=depth,
+                reads=reads,
                 shares_memory=shares_memory,
+                staged=staged,
             )
         except DoesNotFitError as error:
             return error
@@ -277,7 +281,9 @@ def plan_model(
     device_budget_bytes: int,
     host_budget_bytes: int,
     depth: int | None = None,
+    reads: int = READS,
     shares_memory: bool = False,
+    staged: bool = False,
 ) -> Plan:
     """The plan that `place_model` makes. Raises DoesNotFitError."""
     _, plan = place_model(
@@ -286,6 +292,8 @@ def plan_model(
         device_budget_bytes=device_budget_bytes,
         host_budget_bytes=host_budget_bytes,
         depth=depth,
+        reads=reads,
         shares_memory=shares_memory,
+        staged=staged,
     )
     return plan

@@ -17,6 +17,7 @@ from endor_jax.store.manifest import Signature
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.plan import FixedCosts, make_plan
 from endor_jax.streaming.step import LayerFunction, make_step
 from endor_jax.streaming.transfer import Device, shares_memory
@@ -126,6 +127,7 @@ def stream(
         _params(signature, dict.fromkeys(signature.layout.names), like=like)
     records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records]
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    link = choose_link(device)
     plan = make_plan(
         [record.demand for record in records],
         fixed=FixedCosts(
@@ -134,7 +136,9 @@ def stream(
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         depth=depth,
+        reads=checkpoint.reader_choice.reads,
         shares_memory=shares_memory(device),
+        staged=link.staged,
     )
     executor = Executor(checkpoint, records, plan=plan, device=device)
     return Stream(layer, checkpoint, executor, device=device, like=like)

@@ -6,12 +6,13 @@ not models: what a step does is the caller's function.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,12 +25,13 @@ from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, closed_error
 from endor_jax.streaming.ring import Ring, aligned_buffer
 from endor_jax.streaming.schedule import Action, Schedule, make_schedule
 from endor_jax.streaming.timeline import Stages, Timeline
-from endor_jax.streaming.transfer import Device, put, shares_memory
+from endor_jax.streaming.transfer import Device, Kept, Source, Way, keep, pin_for, put, shares_memory
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,16 @@ class Executor:
         *,
         plan: Plan,
         device: Device,
+        link: Link | None = None,
         timeline: Timeline | None = None,
         schedule: Schedule | None = None,
     ):
         """Reads what stays in memory, then starts reading ahead.
 
-        timeline: one of the caller's, to look at. schedule: by default that of `make_schedule`; another one
-        must need no more slots than the plan has.
+        link: by default what `choose_link` chooses. timeline: one of the caller's, to look at. schedule: by
+        default that of `make_schedule`; another one must need no more slots than the plan has.
 
-        Raises what a read raises.
+        Raises what a read raises, and UnsupportedError where memory cannot be pinned.
         """
         self.plan, self._records, self._device = plan, tuple(records), device
         self._checkpoint = checkpoint
@@ -96,26 +99,33 @@ class Executor:
         self._closed = self._started = False
         self._failure: BaseException | None = None
         self._running = threading.Lock()
-        self._kept: dict[int, tuple[np.ndarray, ...]] = {}
+        self.link = choose_link(device, kept_bytes=plan.host_kept_bytes) if link is None else link
+        self._kept: dict[int, Kept] = {}
         self._resident: dict[int, tuple[jax.Array, ...]] = {}
         self._on_their_way: deque[Transfer] = deque()
         self._in_use: dict[int, tuple[object, Transfer]] = {}
+        once: Way = "shared" if shares_memory(device) else "pageable"  # not worth pinning
         for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
             if tier == "device":
-                self._resident[i] = jax.block_until_ready(self._put(record, self._load(record)))
+                words = self._put(record, self._load(record), way=once)
+                self._resident[i] = jax.block_until_ready(words)
                 self.bytes_transferred += record.demand.buffer_bytes
             elif tier == "host":
-                self._kept[i] = self._load(record)
+                self._kept[i] = keep(self._load(record), device, way=self.link.kept)
         # Where the device works in host memory, mapped parts are used where the page cache has them.
         in_place = bool(plan.read) and shares_memory(device) and checkpoint.reader == "mmap"
         parts = [part for i in plan.read for part in self._records[i].parts]
         self._mapped = {part: checkpoint.map_part(part) for part in parts if in_place}
         self._ring = Ring(plan.slots, 0 if in_place else plan.slot_bytes)
+        pinned = [kept.close for kept in self._kept.values()]
+        if self.link.ring == "registered" and self._ring.memory.size:
+            pinned.append(pin_for(device, self._ring.memory).close)
         fill = partial(_fill, checkpoint, self._mapped, self._timeline)
         self._prefetcher = Prefetcher(fill, reads=plan.reads)
-        # A stream that nobody closed stops reading when it is dropped.
-        weakref.finalize(self, self._prefetcher.close)
-        weakref.finalize(self, self._timeline.close)
+        # Also when a stream that nobody closed is dropped.
+        self._stop = weakref.finalize(
+            self, _stop, self._prefetcher, self._timeline, self._on_their_way, pinned
+        )
         for action in self._schedule.prologue:
             if action.kind == "read":
                 self._ask(action.record)
@@ -130,10 +140,10 @@ class Executor:
         self.bytes_read += record.demand.read_bytes
         return read_parts(self._checkpoint, record.parts)
 
-    def _put(self, record: Streamable, buffers: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
+    def _put(self, record: Streamable, sources: Sequence[Source], *, way: Way) -> tuple[jax.Array, ...]:
         """Starts the transfer of a record."""
-        pairs = zip(buffers, record.parts, strict=True)
-        return tuple(put(buffer, part.buffer_bytes, self._device) for buffer, part in pairs)
+        pairs = zip(sources, record.parts, strict=True)
+        return tuple(put(source, part.buffer_bytes, self._device, way=way) for source, part in pairs)
 
     def _ask(self, index: int) -> None:
         """Has a record read into free slots."""
@@ -145,13 +155,14 @@ class Executor:
         """Starts the transfer of a streamed record, from kept host memory or from filled slots."""
         record = self._records[index]
         if index in self._kept:
-            transfer = Transfer(self._put(record, self._kept[index]), slots=())
+            words = self._put(record, self._kept[index].sources, way=self.link.kept)
+            transfer = Transfer(words, slots=())
         else:
             with self._timeline.waiting("wait for read", record.name):
                 slots = self._prefetcher.take()
             mapped = tuple(self._mapped[part] for part in record.parts) if self._mapped else ()
             buffers = tuple(part.bytes for part in mapped) or slots
-            transfer = Transfer(self._put(record, buffers), slots, mapped)
+            transfer = Transfer(self._put(record, buffers, way=self.link.ring), slots, mapped)
         self._on_their_way.append(transfer)
         size = record.demand.buffer_bytes
         self._timeline.ends_with("put", record.name, transfer.words, size_bytes=size)
@@ -234,8 +245,7 @@ class Executor:
         """Stops reading and frees every buffer. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._prefetcher.close()
-            self._timeline.close()
+            self._stop()
             self._on_their_way.clear()
             self._in_use.clear()
             self._kept.clear()
@@ -243,6 +253,22 @@ class Executor:
             self._mapped.clear()
             self._ring.close()
             gc.collect()  # JAX lets go of adopted buffers only when Python collects garbage
+
+
+def _stop(
+    prefetcher: Prefetcher,
+    timeline: Timeline,
+    on_their_way: Iterable[Transfer],
+    unpin: Iterable[Callable[[], None]],
+) -> None:
+    """Stops the threads, waits for transfers, and unpins the memory that they came from."""
+    prefetcher.close()
+    timeline.close()
+    for transfer in on_their_way:
+        with contextlib.suppress(Exception):  # one that failed has ended too
+            jax.block_until_ready(transfer.words)
+    for each in unpin:
+        each()
 
 
 def _fill(

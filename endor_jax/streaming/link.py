@@ -29,6 +29,11 @@ class Link:
     measured: Measured = field(default_factory=Measured)
 
     @property
+    def staged(self) -> bool:
+        """Whether what comes from the ring is copied into pinned memory of JAX's own first."""
+        return self.ring in ("pageable", "pinned_host")
+
+    @property
     def ring_bytes_per_second(self) -> float | None:
         """None where nothing is moved."""
         return None if self.ring == "shared" else self.measured.rates[self.ring].ring

@@ -51,7 +51,8 @@ class Plan:
     """Tiers of all records of a pass, in order, and the memory they take. `repr` is a table.
 
     depth: records whose transfer is issued ahead. reads: records that are being read at a time.
-    shares_memory: device and host are one memory, so records are used where they were read.
+    shares_memory: device and host are one memory, so records are used where they were read. staged: on their
+    way from the ring records are copied into pinned memory of JAX's own first.
     """
 
     demands: tuple[Demand, ...]
@@ -62,6 +63,7 @@ class Plan:
     host_budget_bytes: int
     shares_memory: bool = False
     reads: int = READS
+    staged: bool = False
 
     def _of(self, *tiers: Tier) -> list[Demand]:
         return [demand for demand, tier in zip(self.demands, self.tiers, strict=True) if tier in tiers]
@@ -112,6 +114,12 @@ class Plan:
         return sum(demand.buffer_bytes for demand in self._of("host"))
 
     @property
+    def staging_bytes(self) -> int:
+        """Host bytes of JAX's copies of the records in transfer."""
+        largest = max((demand.buffer_bytes for demand in self._of("disk")), default=0)
+        return min(self.depth, len(self.read)) * largest if self.staged else 0
+
+    @property
     def device_bytes(self) -> int:
         """Peak device bytes."""
         return sum(size for _, size in self.fixed.device) + self.resident_bytes + self.stream_buffer_bytes
@@ -119,7 +127,8 @@ class Plan:
     @property
     def host_bytes(self) -> int:
         """Peak host bytes of weights."""
-        return sum(size for _, size in self.fixed.host) + self.host_kept_bytes + self.slots * self.slot_bytes
+        weights = self.host_kept_bytes + self.slots * self.slot_bytes + self.staging_bytes
+        return sum(size for _, size in self.fixed.host) + weights
 
     @property
     def read_bytes_per_pass(self) -> int:
@@ -154,6 +163,7 @@ class Plan:
         lines += [f"host         {format_size(self.host_bytes)} of {format_size(self.host_budget_bytes)}"]
         host = [*self.fixed.host, ("kept records", self.host_kept_bytes)]
         host += [(f"ring of {self.slots} slots", self.slots * self.slot_bytes)]
+        host += [("staging", self.staging_bytes)]
         lines += [f"  {name:<20}{format_size(size)}" for name, size in host if size]
         return "\n".join(lines)
 
@@ -167,13 +177,14 @@ def make_plan(
     depth: int | None = None,
     reads: int = READS,
     shares_memory: bool = False,
+    staged: bool = False,
 ) -> Plan:
     """Fills the device, then host memory, and leaves the rest on disk.
 
     Of all evenly spread sets that fit, the one that moves the fewest bytes per pass. depth: by default
     `DEPTH`, or 1 where only that fits, and then one read at a time. reads: records being read at a time.
-    Raises DoesNotFitError, with the smallest possible plan in its text, if even that exceeds a budget, and
-    InvalidInputError for a depth or reads below 1.
+    shares_memory, staged: as `Plan` has them. Raises DoesNotFitError, with the smallest possible plan in its
+    text, if even that exceeds a budget, and InvalidInputError for a depth or reads below 1.
     """
     for name, value in (("depth", depth), ("reads", reads)):
         if value is not None and value < 1:
@@ -182,7 +193,7 @@ def make_plan(
             )
     tiers: tuple[Tier, ...] = ("disk",) * len(demands)
     budgets = device_budget_bytes, host_budget_bytes
-    nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads)
+    nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads, staged)
     ways = [(depth, reads)] if depth is not None else [(DEPTH, reads), (1, reads), (1, 1)]
     plans = [_filled(replace(nothing, depth=ahead, reads=under_way)) for ahead, under_way in ways]
     fitting = [plan for plan in plans if plan.fits]

@@ -18,10 +18,12 @@ from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming import executor as executor_module
 from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.link import Link
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.ring import Ring
-from endor_jax.streaming.transfer import shares_memory
+from endor_jax.streaming.transfer import Source, Way, put, shares_memory
 
 LAYERS = stack(5)
 DEVICE = jax.local_devices()[0]
@@ -230,3 +232,30 @@ def test_closed_in_the_middle_of_a_pass(checkpoint: Checkpoint, reader: str, whe
             run.run(step)
         with pytest.raises(StreamError, match="a call after"):
             run.run(step)
+
+
+@pytest.mark.parametrize("way", ["pageable", "pinned_host"])
+@pytest.mark.parametrize("tiers", TIERS)
+def test_a_device_with_its_own_memory(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, way: Way, tiers: tuple[Tier, ...]
+) -> None:
+    """As far as a CPU can be one: records are copied on their way, slots are free when they have arrived."""
+    monkeypatch.setattr(executor_module, "shares_memory", lambda device: False)
+    manifest, release = checkpoint.manifest, Ring.release
+
+    def copying(source: Source, size_bytes: int, device: jax.Device, *, way: Way) -> jax.Array:
+        return jax.numpy.array(put(source, size_bytes, device, way=way), copy=True)
+
+    def poison(ring: Ring, slot: np.ndarray) -> None:
+        slot[:] = 0xFF
+        release(ring, slot)
+
+    monkeypatch.setattr(executor_module, "put", copying)
+    monkeypatch.setattr(Ring, "release", poison)
+    records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records[: len(tiers)]]
+    demands = tuple(record.demand for record in records)
+    plan = Plan(demands, tiers, FixedCosts(), 2, 2**40, 2**40, staged=True)
+    link = Link(way, way, "asked for by name")
+    run = Executor(checkpoint, records, plan=plan, device=DEVICE, link=link)
+    check(run, passes=4)
+    run.close()

@@ -235,3 +235,40 @@ def test_repr() -> None:
 def test_depth_must_be_positive(depth: int) -> None:
     with pytest.raises(InvalidInputError, match=f"depth: got {depth}, expected at least 1"):
         plan([(MIB, 1)], PLENTY, PLENTY, depth=depth)
+
+
+def test_what_is_staged_counts() -> None:
+    """As many records as are in transfer, in memory of JAX's own."""
+    demands = [demand(i, MIB) for i in range(10)]
+
+    def made(*, staged: bool) -> Plan:
+        return make_plan(
+            demands,
+            fixed=FixedCosts(),
+            device_budget_bytes=4 * MIB,
+            host_budget_bytes=6 * MIB,
+            depth=2,
+            staged=staged,
+        )
+
+    assert (made(staged=False).staging_bytes, made(staged=True).staging_bytes) == (0, 2 * MIB)
+    assert made(staged=False).count("host") == 2
+    assert (made(staged=True).count("host"), made(staged=True).host_bytes) == (0, 6 * MIB)
+    assert "staging             2 MiB" in repr(made(staged=True))
+
+
+@pytest.mark.parametrize("name", ["depth", "reads"])
+def test_depth_and_reads_below_one(name: str) -> None:
+    budgets = {"device_budget_bytes": PLENTY, "host_budget_bytes": PLENTY}
+    with pytest.raises(
+        InvalidInputError, match=f"{name}: got 0, expected at least 1; leave it at its default"
+    ):
+        make_plan([demand(0, MIB)], fixed=FixedCosts(), **budgets, **{name: 0})
+
+
+def test_one_read_at_a_time_where_only_that_fits() -> None:
+    demands = [demand(i, MIB) for i in range(10)]
+    made = make_plan(
+        demands, fixed=FixedCosts(), device_budget_bytes=3 * MIB, host_budget_bytes=2 * MIB, reads=4
+    )
+    assert (made.depth, made.reads, made.slots) == (1, 1, 2)
