@@ -68,6 +68,7 @@ def answer_batch(
             progress=report,
         )
         announce()
+        output.notes.print(f"{model.sequences} sequences at once, {model.micro_batch} in a step", style="dim")
         if len(rest) < len(batch.prompts):
             output.notes.print(f"{len(done)} of {len(batch.prompts)} answers are there already", style="dim")
         progress("generating", len(done), len(batch.prompts))
@@ -79,7 +80,11 @@ def answer_batch(
             while answers is None and printed in done and not output.as_json:
                 output.line(json.dumps(done[printed], ensure_ascii=False))
                 printed += 1
-    return {"completions": [done[index] for index in range(len(batch.prompts))]}
+    return {
+        "completions": [done[index] for index in range(len(batch.prompts))],
+        "sequences": model.sequences,
+        "micro_batch": model.micro_batch,
+    }
 
 
 def _answer(prompt: Prompt, completion: Completion) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def test_a_batch_from_stdin_as_one_json_object(run_command, chat_model, batch_fi
     result = json.loads(done.stdout)
     assert [answer["text"] for answer in result["completions"]] == expected_texts(chat_model)
     assert result["prompt_tokens"] > 150
+    assert (result["sequences"], result["micro_batch"]) == (3, 3)
     assert result["plan"]["fixed_device_bytes"]["KV cache"] > 0
 
 
