@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from endor_jax import models
 from endor_jax.bench.contender_process import OpenModel
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.model import load
-from endor_jax.generate.placement import fixed_costs, geometry, pass_records
+from endor_jax.generate.placement import geometry, plan_model
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
-from endor_jax.streaming.plan import DEPTH, Plan, Tier
+from endor_jax.streaming.link import choose_link
+from endor_jax.streaming.plan import Plan, Tier
 from endor_jax.streaming.transfer import shares_memory
+
+ROOMY_BYTES = 2**50
+"""A budget that never decides."""
 
 
 @contextmanager
@@ -54,12 +59,19 @@ def streamed(checkpoint: Path, *, tier: Tier, reader: str | None, context: int) 
 
 
 def plan_in_tier(path: Path, tier: Tier, *, reader: str | None, context: int) -> Plan:
-    """The plan with every record of a pass in one tier, and no byte to spare."""
-    shares = shares_memory(default_device())
+    """The plan that `load` makes, but with every record of a pass in one tier, and no byte to spare."""
+    device = default_device()
     with Checkpoint(path, reader=reader) as checkpoint:
-        manifest = checkpoint.manifest
+        manifest, reads = checkpoint.manifest, checkpoint.reader_choice.reads
         config = models.decoder(models.from_hf(checkpoint.model_config())).config
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    demands = tuple(record.demand for record in pass_records(manifest))
-    costs = fixed_costs(manifest, geometry(config, dtype, context), shares_memory=shares)
-    return Plan(demands, (tier,) * len(demands), costs, DEPTH, 0, 0, shares)
+    roomy = plan_model(
+        manifest,
+        geometry(config, dtype, context),
+        device_budget_bytes=ROOMY_BYTES,
+        host_budget_bytes=ROOMY_BYTES,
+        reads=reads,
+        shares_memory=shares_memory(device),
+        staged=choose_link(device).staged,
+    )
+    return replace(roomy, tiers=(tier,) * len(roomy.tiers))

@@ -15,7 +15,7 @@ from endor_jax.bench.contender_process import Turn
 from endor_jax.bench.environment import Environment
 from endor_jax.bench.offload_contenders import Files, files_for, ours, prepare
 from endor_jax.bench.offload_contenders import peers as peers_of
-from endor_jax.bench.offload_limits import Rate, disk_rate, moving_rate
+from endor_jax.bench.offload_limits import Rate, disk_rate, link_bytes_per_second, moving_rate
 from endor_jax.bench.streamed import plan_in_tier, streamed
 from endor_jax.bench.workloads import write_workload
 from endor_jax.cli.bench.accelerate import accelerate_table
@@ -155,6 +155,13 @@ def test_limits_are_measured(opt: Files):
     with moving_rate("cpu") as memory:
         assert memory.source == "memory"
         assert memory.measure() > 1e8
+
+
+def test_the_limit_on_a_gpu_is_the_link(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as it sets it, and put back
+    with moving_rate("cuda") as link:
+        assert link.source == "link"
+    assert link_bytes_per_second() > 1e7  # there is no GPU here: it is a copy in memory
 
 
 @pytest.mark.reference
