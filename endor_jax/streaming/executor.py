@@ -96,7 +96,7 @@ class Executor:
         self._timeline = Timeline() if timeline is None else timeline
         self._schedule = make_schedule(plan) if schedule is None else schedule
         self.bytes_read = self.bytes_transferred = 0
-        self._closed = self._started = False
+        self._closed = self._freed = self._started = False
         self._failure: BaseException | None = None
         self._running = threading.Lock()
         self.link = choose_link(device, kept_bytes=plan.host_kept_bytes) if link is None else link
@@ -120,12 +120,11 @@ class Executor:
         pinned = [kept.close for kept in self._kept.values()]
         if self.link.ring == "registered" and self._ring.memory.size:
             pinned.append(pin_for(device, self._ring.memory).close)
+        self._unpin = partial(_unpin, self._on_their_way, pinned)
         fill = partial(_fill, checkpoint, self._mapped, self._timeline)
         self._prefetcher = Prefetcher(fill, reads=plan.reads)
-        # Also when a stream that nobody closed is dropped.
-        self._stop = weakref.finalize(
-            self, _stop, self._prefetcher, self._timeline, self._on_their_way, pinned
-        )
+        # A stream that nobody closed stops reading when it is dropped.
+        weakref.finalize(self, _abandon, self._prefetcher, self._timeline, self._unpin)
         for action in self._schedule.prologue:
             if action.kind == "read":
                 self._ask(action.record)
@@ -215,11 +214,13 @@ class Executor:
                 self._do(action, step)
             self._timeline.passed(time.perf_counter() - start)
         except BaseException as error:
-            self._failure = error
-            self.close()
+            if not self._closed:
+                self._closed, self._failure = True, error
             raise
         finally:
             self._running.release()
+            if self._closed:
+                self._stop()
 
     def _do(self, action: Action, step: Callable[[int, Record], object]) -> None:
         """One action of the schedule. Raises StreamError if a step has closed the stream."""
@@ -242,10 +243,26 @@ class Executor:
             self._give_back(arrived)
 
     def close(self) -> None:
-        """Stops reading and frees every buffer. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._stop()
+        """Stops reading and frees every buffer; while a pass is running, at the end of its present action.
+
+        Idempotent; one that was interrupted while it waited for a read goes on when called again.
+        """
+        self._closed = True
+        self._failure = None  # whose frames hold buffers
+        self._stop()
+
+    def _stop(self) -> None:
+        self._prefetcher.close()
+        if self._running.acquire(blocking=False):  # else the thread of the pass frees what it works with
+            try:
+                self._free()
+            finally:
+                self._running.release()
+
+    def _free(self) -> None:
+        if not self._freed:
+            self._timeline.close()
+            self._unpin()
             self._on_their_way.clear()
             self._in_use.clear()
             self._kept.clear()
@@ -253,22 +270,23 @@ class Executor:
             self._mapped.clear()
             self._ring.close()
             gc.collect()  # JAX lets go of adopted buffers only when Python collects garbage
+            self._freed = True
 
 
-def _stop(
-    prefetcher: Prefetcher,
-    timeline: Timeline,
-    on_their_way: Iterable[Transfer],
-    unpin: Iterable[Callable[[], None]],
-) -> None:
-    """Stops the threads, waits for transfers, and unpins the memory that they came from."""
-    prefetcher.close()
-    timeline.close()
+def _abandon(prefetcher: Prefetcher, timeline: Timeline, unpin: Callable[[], None]) -> None:
+    """What `close` does, as far as it can be done wherever garbage is collected: no thread is waited for."""
+    prefetcher.abandon()
+    timeline.abandon()
+    unpin()
+
+
+def _unpin(on_their_way: Iterable[Transfer], pinned: Iterable[Callable[[], None]]) -> None:
+    """Waits for transfers, and unpins the memory that they come from."""
     for transfer in on_their_way:
         with contextlib.suppress(Exception):  # one that failed has ended too
             jax.block_until_ready(transfer.words)
-    for each in unpin:
-        each()
+    for close in pinned:
+        close()
 
 
 def _fill(

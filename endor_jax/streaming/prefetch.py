@@ -49,8 +49,8 @@ class Prefetcher:
                 self._pool.submit(self._read, record, part, slot)
                 for part, slot in zip(parts, slots, strict=True)
             )
-        except RuntimeError as error:  # the pool was shut down
-            raise closed_error() from error
+        except RuntimeError as error:  # the pool was shut down, or the system has no thread left
+            raise closed_error() if self._closed else _named(error, record, parts[0]) from error
         self._queue.append(Reading(record, tuple(parts), slots, futures))
 
     def take(self) -> Slots:
@@ -59,9 +59,10 @@ class Prefetcher:
         Raises what went wrong while reading it, with record and file named, now and whenever it is called
         again; StreamError after `close`.
         """
+        queue = self._queue  # which `close` replaces, perhaps in another thread
         if self._closed:
             raise closed_error()
-        reading = self._queue[0]
+        reading = queue[0]
         for part, future in zip(reading.parts, reading.futures, strict=True):
             try:
                 error = future.exception()
@@ -71,15 +72,24 @@ class Prefetcher:
                 raise _named(error, reading.record, part)
         if self._closed:
             raise closed_error()
-        return self._queue.popleft().slots
+        return queue.popleft().slots
+
+    def abandon(self) -> None:
+        """As `close`, where nobody did: the readers end when this object goes, and that is not waited for.
+
+        Garbage is collected anywhere, also in a reader, or where a lock is held that a reader needs to end.
+        """
+        self._closed = True
+        for reading in self._queue:
+            for future in reading.futures:
+                future.cancel()
 
     def close(self) -> None:
         """Stops the readers and waits for what they are reading. Idempotent."""
         self._closed = True
         reading = threading.current_thread().name.startswith("endor-reader")
-        # A reader, collecting garbage, may close an abandoned stream: it cannot wait for itself.
         self._pool.shutdown(wait=not reading, cancel_futures=True)
-        self._queue.clear()
+        self._queue = deque()
 
 
 def _named(error: BaseException, record: str, part: Part) -> EndorError:

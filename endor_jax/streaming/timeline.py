@@ -159,7 +159,15 @@ class Timeline:
 
     def close(self) -> None:
         """Waits for what has begun to end. Idempotent."""
-        for watcher, ends in self._watchers.values():
-            ends.put(None)
+        for watcher in self.abandon():
             watcher.join()
-        self._watchers.clear()
+
+    def abandon(self) -> list[threading.Thread]:
+        """As `close`, but waits for nothing: garbage is collected anywhere, also in a thread that watches.
+
+        Returns those threads, which end soon.
+        """
+        watchers, self._watchers = self._watchers, {}
+        for _, ends in watchers.values():
+            ends.put(None)
+        return [watcher for watcher, _ in watchers.values()]
