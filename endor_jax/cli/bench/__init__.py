@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from endor_jax.cli.bench import accelerate, decode, expand, linear, memory
+from endor_jax.cli.bench import accelerate, decode, expand, linear, memory, stream
 
-SUITES = (memory, expand, linear, decode, accelerate)
+SUITES = (memory, expand, linear, decode, accelerate, stream)
 """Modules: each is called as its file is, and has a `command`."""
