@@ -104,23 +104,29 @@ def _compiled_kernels() -> str:
     )
 
 
-def examine_rates() -> dict[str, float | None]:
+def examine_rates() -> dict[str, Any]:
     """What the first device and its link do per second, measured anew; predictions use it from now on.
 
     linear: of a product of one row in bfloat16 with a half-pruned matrix in packed:2. expand: dense bytes of
-    the same. link: None where device and host are one memory.
+    the same. link: the way to the device that is taken, and its rates from the ring and from host memory,
+    None where device and host are one memory.
     """
     from endor_jax.streaming.budget import default_device
-    from endor_jax.streaming.measure import copy_rate, expand_rate, link_rate, product_curve
+    from endor_jax.streaming.link import choose_link
+    from endor_jax.streaming.measure import copy_rate, expand_rate, product_curve
     from endor_jax.streaming.rates import Product
 
     device, dtype = default_device(), "bfloat16"
+    link = choose_link(device, anew=True)
     product = Product("packed:2", dtype, dtype, dtype, rows=1)
     return {
         "linear_weights_per_second": product_curve(product, device, anew=True).per_second,
         "expand_bytes_per_second": expand_rate("packed:2", dtype, device, anew=True),
         "copy_bytes_per_second": copy_rate(device, anew=True),
-        "link_bytes_per_second": link_rate(device, anew=True),
+        "link": link.ring if link.ring == link.kept else f"{link.ring}, from host memory {link.kept}",
+        "link_why": link.why,
+        "link_bytes_per_second": link.ring_bytes_per_second,
+        "link_kept_bytes_per_second": link.kept_bytes_per_second,
     }
 
 
@@ -196,19 +202,14 @@ def _rate_values(rates: Mapping[str, Rates]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _rate_lines(rates: Mapping[str, float | None]) -> list[str]:
-    link = rates["link_bytes_per_second"]
+def _rate_lines(rates: Mapping[str, Any]) -> list[str]:
     linear = rates["linear_weights_per_second"]
-    assert linear is not None
     lines = [f"linear: {linear / 1e9:.1f} billion weights/s (packed:2, bfloat16, one row)"]
     for name, what in (("expand", "dense bytes of the same"), ("copy", "in host memory, one thread")):
-        rate = rates[f"{name}_bytes_per_second"]
-        assert rate is not None
-        lines.append(f"{name}: {rate / 1e9:.1f} GB/s ({what})")
-    return [
-        *lines,
-        "link: none, one memory" if link is None else f"link: {link / 1e9:.1f} GB/s to the device",
-    ]
+        lines.append(f"{name}: {rates[f'{name}_bytes_per_second'] / 1e9:.1f} GB/s ({what})")
+    ring, kept = rates["link_bytes_per_second"], rates["link_kept_bytes_per_second"]
+    fast = "" if ring is None else f", {ring / 1e9:.1f} GB/s from the ring, {kept / 1e9:.1f} from host memory"
+    return [*lines, f"link: {rates['link']}{fast} ({rates['link_why']})"]
 
 
 def _disk_lines(disk: dict[str, Any]) -> list[str]:

@@ -43,6 +43,8 @@ def command(
     from endor_jax.generate.placement import geometry, place_model
     from endor_jax.streaming.advice import advise
     from endor_jax.streaming.budget import budgets, default_device
+    from endor_jax.streaming.link import choose_link
+    from endor_jax.streaming.plan import READS
     from endor_jax.streaming.prediction import predict
     from endor_jax.streaming.sizes import format_size
     from endor_jax.streaming.transfer import shares_memory
@@ -53,14 +55,16 @@ def command(
     config = models.from_hf(manifest.model or {})
     stored = manifest.layout(manifest.record("embedding"))["weight"].dtype
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    choice = _choice(path, manifest)
     shape, plan = place_model(
         manifest,
         geometry(config, stored, context, batch_size),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
+        reads=READS if choice is None else choice.reads,
         shares_memory=shares_memory(device),
+        staged=choose_link(device).staged,
     )
-    choice = _choice(path, manifest)
     costs = None if choice is None else costs_of(manifest, shape, choice=choice, device=device)
     prediction = None if costs is None else predict(plan, costs)
     advice = () if costs is None else advise(plan, costs, _free(device))

@@ -15,7 +15,8 @@ from endor_jax.generate.placement import Geometry, pass_records
 from endor_jax.generate.step_rates import step_rates
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.reader_choice import Choice
-from endor_jax.streaming.measure import link_rate, product_curve
+from endor_jax.streaming.link import choose_link
+from endor_jax.streaming.measure import product_curve
 from endor_jax.streaming.prediction import Costs
 from endor_jax.streaming.rates import Product, processors
 from endor_jax.streaming.transfer import Device
@@ -40,7 +41,7 @@ def costs_of(manifest: Manifest, shape: Geometry, *, choice: Choice, device: Dev
         (tensor.codec.name, tensor.dtype) for tensor in fields(records[0].layout)
     ).most_common(1)[0][0]
     own = step_rates(shape, rows=rows, curve=curve, device=device, codec=codec, dtype=dtype)
-    layers = shape.config.layers
+    layers, link = shape.config.layers, choose_link(device)
 
     @functools.cache
     def seconds(layout: RecordLayout, *, head: bool) -> float:
@@ -55,9 +56,11 @@ def costs_of(manifest: Manifest, shape: Geometry, *, choice: Choice, device: Dev
     return Costs(
         record_seconds=tuple(seconds(record.layout, head=i >= layers) for i, record in enumerate(records)),
         ends_seconds=steps_per_record * own.ends_seconds,
-        read=choice.expected,
+        readings=choice.expected,
+        reads=choice.reads,
         cached=choice.cached,
-        link_bytes_per_second=link_rate(device),
+        ring_bytes_per_second=link.ring_bytes_per_second,
+        kept_bytes_per_second=link.kept_bytes_per_second,
         processors=processors(),
         sequences=shape.sequences,
         # Caches that wait on the host are moved to the device and back.

@@ -41,12 +41,12 @@ class Choice:
     cached: bool = False
 
     @property
-    def expected(self) -> Reading | None:
-        """The rate of so many reads in flight once a pass is over; None where nothing was measured."""
+    def expected(self) -> Mapping[int, Reading]:
+        """The reader's rates once a pass is over, by reads in flight; empty where nothing was measured."""
         if self.reader not in self.rates:
-            return None
+            return {}
         rates = self.rates[self.reader]
-        return (rates.warm_by_reads if self.cached else rates.cold_by_reads)[self.reads]
+        return rates.warm_by_reads if self.cached else rates.cold_by_reads
 
 
 def choose(rates: Mapping[str, Rates], *, read_bytes: int, cache_bytes: int) -> Choice:

@@ -33,7 +33,7 @@ def advise(plan: Plan, costs: Costs, free: Free) -> tuple[str, ...]:
     """Sentences about what would be faster; none if nothing would, or nothing is known."""
     if plan.count("device") == len(plan.demands):
         return ()
-    resident = _resident(plan)
+    resident = _resident(plan, costs)
     needed = resident.device_bytes + (resident.host_bytes if plan.shares_memory else 0)
     if needed <= free.device_bytes:
         return (
@@ -45,23 +45,24 @@ def advise(plan: Plan, costs: Costs, free: Free) -> tuple[str, ...]:
     return tuple(sentence for sentence in found if sentence is not None)
 
 
-def _resident(plan: Plan) -> Plan:
+def _resident(plan: Plan, costs: Costs) -> Plan:
     """The plan with everything on the device, whatever that takes."""
     host = sum(size for _, size in plan.fixed.host)
     everything = sum(demand.buffer_bytes for demand in plan.demands)
     device = sum(size for _, size in plan.fixed.device) + everything
-    return _with_budgets(plan, device, host)
+    return _with_budgets(plan, costs, device, host)
 
 
-def _with_budgets(plan: Plan, device_bytes: int, host_bytes: int) -> Plan:
+def _with_budgets(plan: Plan, costs: Costs, device_bytes: int, host_bytes: int) -> Plan:
+    """The plan with other budgets, and with as much under way as they allow."""
     return make_plan(
         plan.demands,
         fixed=plan.fixed,
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
-        depth=plan.depth,
-        reads=plan.reads,
+        reads=costs.reads,
         shares_memory=plan.shares_memory,
+        staged=plan.staged,
     )
 
 
@@ -80,7 +81,7 @@ def _small_step(plan: Plan, costs: Costs, free: Free) -> str | None:
     more = min(int(SMALL_STEP * plan.device_budget_bytes), free.device_bytes)
     if more <= plan.device_budget_bytes:
         return None
-    better = _with_budgets(plan, more, plan.host_budget_bytes)
+    better = _with_budgets(plan, costs, more, plan.host_budget_bytes)
     gain = predict(better, costs).tokens_per_second / predict(plan, costs).tokens_per_second
     if gain < WORTH_SAYING:
         return None
@@ -96,7 +97,7 @@ def _unused_host(plan: Plan, costs: Costs, free: Free) -> str | None:
     if plan.shares_memory or not plan.read_bytes_per_pass or free.host_bytes <= plan.host_budget_bytes:
         return None
     try:
-        better = _with_budgets(plan, plan.device_budget_bytes, free.host_bytes)
+        better = _with_budgets(plan, costs, plan.device_budget_bytes, free.host_bytes)
     except DoesNotFitError:
         return None
     now, then = predict(plan, costs).tokens_per_second, predict(better, costs).tokens_per_second

@@ -20,8 +20,7 @@ from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import linear
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
 from endor_jax.streaming.rates import Curve, Product, remembered
-from endor_jax.streaming.ring import aligned_buffer
-from endor_jax.streaming.transfer import Device, put, shares_memory
+from endor_jax.streaming.transfer import Device
 
 SHAPES = ((128, 128), (512, 1024), (2048, 2048))
 """(outputs, inputs) of the matrices that a curve goes through: one that costs what any operation does, one of
@@ -30,7 +29,7 @@ SECONDS = 0.06
 """For a point of a curve, or a rate."""
 LEAST_CALLS = 3
 BLOCK_BYTES = 32 * 2**20
-"""Copied or transferred at a time."""
+"""Copied at a time."""
 CACHES = 2
 """What is measured in turn totals this many times the last-level cache."""
 MOST_COPIES = 64
@@ -75,18 +74,6 @@ def expand_rate(codec: str, dtype: str, device: Device, *, anew: bool = False) -
         return [shape[0] * shape[1] * dtype_from_name(dtype).itemsize / seconds]
 
     return remembered(device, f"expand {codec} {dtype}", measure, anew=anew)[0]
-
-
-def link_rate(device: Device, *, anew: bool = False) -> float | None:
-    """Bytes per second from host memory to the device; None where both are one memory."""
-    if shares_memory(device):
-        return None
-
-    def measure() -> list[float]:
-        block = aligned_buffer(BLOCK_BYTES)
-        return [BLOCK_BYTES / call_seconds(lambda _: put(block, BLOCK_BYTES, device))]
-
-    return remembered(device, "link", measure, anew=anew)[0]
 
 
 def copy_rate(device: Device, *, anew: bool = False) -> float:

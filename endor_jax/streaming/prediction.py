@@ -7,6 +7,7 @@ itself it takes them from computing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,21 +26,39 @@ class Costs:
     """What a plan's stages cost on this machine; of rates that were not measured on the model.
 
     record_seconds: computing with each record of a pass, in order. ends_seconds: once per pass, beside the
-    records. read: the reader's rate in the state that is expected once a pass is over; None if nothing is
-    known, which is enough where nothing is read. cached: that state is "in the page cache".
-    link_bytes_per_second: host to device; None where they are one memory. processors: that share the work,
-    where the device is the processor. sequences: that go on by a token in each pass. moved_bytes: over the
-    link in each pass, beside records.
+    records. readings: the reader's rates by reads in flight, in the state that is expected once a pass is
+    over; nothing is enough where nothing is read. reads: those that are wished for. cached: that state is "in
+    the page cache". ring_bytes_per_second, kept_bytes_per_second: to the device, of what was just read and of
+    what host memory keeps; None where device and host are one memory. processors: that share the work, where
+    the device is the processor. sequences: that go on by a token in each pass. moved_bytes: over the link in
+    each pass, beside records.
     """
 
     record_seconds: tuple[float, ...]
     ends_seconds: float
-    read: Reading | None
+    readings: Mapping[int, Reading]
+    reads: int
     cached: bool
-    link_bytes_per_second: float | None
+    ring_bytes_per_second: float | None
+    kept_bytes_per_second: float | None
     processors: int
     sequences: int = 1
     moved_bytes: int = 0
+
+    def reading(self, reads: int) -> Reading:
+        """The rate with so many reads in flight, or with the next fewer that were measured.
+
+        Raises InvalidInputError if there is none.
+        """
+        measured = [each for each in self.readings if each <= reads]
+        if not measured:
+            raise InvalidInputError(
+                "prediction",
+                got=f"no rate of the reader with {reads} reads in flight",
+                expected="one: the plan reads in every pass",
+                fix="measure the disk (store/disk_rates.py)",
+            )
+        return self.readings[max(measured)]
 
 
 @dataclass(frozen=True)
@@ -76,8 +95,10 @@ class Prediction:
 
 
 def predict(plan: Plan, costs: Costs) -> Prediction:
-    """What a pass of this plan takes. Raises InvalidInputError for costs of other records, or without the
-    rate of a reader that the plan needs."""
+    """What a pass of this plan takes.
+
+    Raises InvalidInputError for costs of other records, or without the rate of a reader that the plan needs.
+    """
     if len(costs.record_seconds) != len(plan.demands):
         raise InvalidInputError(
             "prediction",
@@ -87,18 +108,11 @@ def predict(plan: Plan, costs: Costs) -> Prediction:
         )
     read = reading = 0.0
     if plan.read_bytes_per_pass:
-        if costs.read is None:
-            raise InvalidInputError(
-                "prediction",
-                got="no rate of the reader",
-                expected="one: the plan reads in every pass",
-                fix="measure the disk (store/disk_rates.py)",
-            )
-        read = plan.read_bytes_per_pass / costs.read.bytes_per_second
+        rate = costs.reading(plan.reads)
+        read = plan.read_bytes_per_pass / rate.bytes_per_second
         if plan.shares_memory:
-            reading = plan.read_bytes_per_pass * costs.read.cpu_seconds_per_byte / costs.processors
-    link = costs.link_bytes_per_second
-    transfer = (plan.transferred_bytes_per_pass + costs.moved_bytes) / link if link else 0.0
+            reading = plan.read_bytes_per_pass * rate.cpu_seconds_per_byte / costs.processors
+    transfer = _transfer_seconds(plan, costs)
     compute = sum(costs.record_seconds) + costs.ends_seconds
     stages: dict[Stage, float] = {"compute": compute + reading, "transfer": transfer, "read": read}
     binding = max(stages, key=lambda stage: stages[stage])
@@ -112,3 +126,11 @@ def predict(plan: Plan, costs: Costs) -> Prediction:
         binding=binding,
         cached=costs.cached,
     )
+
+
+def _transfer_seconds(plan: Plan, costs: Costs) -> float:
+    ring, kept = costs.ring_bytes_per_second, costs.kept_bytes_per_second
+    if ring is None or kept is None:
+        return 0.0
+    from_ring = sum(plan.demands[i].buffer_bytes for i in plan.read)
+    return from_ring / ring + (plan.transferred_bytes_per_pass - from_ring + costs.moved_bytes) / kept

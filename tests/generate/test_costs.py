@@ -100,7 +100,8 @@ def test_a_record_costs_its_step_and_its_products(tiny: Path, flat: None) -> Non
         costs = costs_of(opened.manifest, shape, choice=CHOICE, device=default_device())
     assert costs is not None
     assert (costs.ends_seconds, costs.sequences, costs.moved_bytes) == (3.0, 1, 0)
-    assert (costs.read, costs.cached, costs.link_bytes_per_second) == (READING[1], False, None)
+    assert (costs.readings, costs.reads, costs.cached) == (READING, 1, False)
+    assert (costs.ring_bytes_per_second, costs.kept_bytes_per_second) == (None, None)
     *layers, head = costs.record_seconds
     # Queries, outputs, MLP; keys and values are so small that they are stored dense.
     assert layers == [pytest.approx(1 + 1e-9 * (2 * 64 * 64 + 3 * 96 * 64), abs=1e-8)] * LAYERS

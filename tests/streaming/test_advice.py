@@ -14,9 +14,11 @@ DEMANDS = tuple(Demand(f"layers.{i}", SIZE, SIZE, 1, SIZE) for i in range(RECORD
 DISK_BOUND = Costs(
     record_seconds=(0.001,) * RECORDS,
     ends_seconds=0.0,
-    read=Reading(10_000.0),
+    readings={1: Reading(10_000.0)},
+    reads=1,
     cached=False,
-    link_bytes_per_second=1e9,
+    ring_bytes_per_second=1e9,
+    kept_bytes_per_second=1e9,
     processors=2,
 )
 NOTHING_FREE = Free(0, 0)
@@ -28,7 +30,6 @@ def plan_of(device: int, host: int, *, shares_memory: bool = False) -> Plan:
         fixed=FixedCosts(),
         device_budget_bytes=device,
         host_budget_bytes=host,
-        depth=1,
         reads=1,
         shares_memory=shares_memory,
     )
@@ -66,7 +67,7 @@ def test_a_little_more_device_memory_that_holds_everything_is_named_with_what_it
     shared = plan_of(RECORDS * SIZE - 1, 10 * SIZE, shares_memory=True)
     host = replace(shared, fixed=FixedCosts(host=(("embedding", 10**6),)), host_budget_bytes=2 * 10**6)
     on_disk = replace(host, tiers=("disk", *["device"] * (RECORDS - 1)))
-    slow = replace(DISK_BOUND, read=Reading(1000.0))
+    slow = replace(DISK_BOUND, readings={1: Reading(1000.0)})
     (sentence, *_) = advise(on_disk, slow, Free(RECORDS * SIZE, 0))
     assert sentence.startswith(
         "1 B more device memory puts everything on the device. With --device-memory 20000"
@@ -75,7 +76,7 @@ def test_a_little_more_device_memory_that_holds_everything_is_named_with_what_it
 
 
 def test_a_little_more_device_memory_may_make_the_disk_needless() -> None:
-    sentence, *_ = advise(plan_of(14 * SIZE, 8 * SIZE), DISK_BOUND, Free(int(15.4 * SIZE), 0))
+    sentence, *_ = advise(plan_of(14 * SIZE, 9 * SIZE), DISK_BOUND, Free(int(15.4 * SIZE), 0))
     assert sentence.startswith("1000 B more device memory makes reading from disk needless.")
 
 
@@ -88,14 +89,14 @@ def test_a_little_more_device_memory_may_help_much_even_so() -> None:
 
 
 def test_a_little_more_is_not_worth_a_word_where_it_gains_little() -> None:
-    fast = replace(DISK_BOUND, read=Reading(1e9))
+    fast = replace(DISK_BOUND, readings={1: Reading(1e9)})
     assert advise(plan_of(10 * SIZE, 4 * SIZE), fast, Free(11 * SIZE, 0)) == ()
 
 
 def test_host_memory_that_is_free_but_not_given_is_named() -> None:
     plan = plan_of(4 * SIZE, 4 * SIZE)
     said = " ".join(advise(plan, DISK_BOUND, Free(4 * SIZE, 100 * SIZE)))
-    assert "Host memory has room that is not used: with --host-memory 19000" in said
+    assert "Host memory has room that is not used: with --host-memory 20000" in said
     assert "50 tokens/s are predicted" in said
     assert "Host memory" not in " ".join(advise(plan, DISK_BOUND, NOTHING_FREE))
     shared = plan_of(4 * SIZE, 10 * SIZE, shares_memory=True)
@@ -109,6 +110,6 @@ def test_what_the_page_cache_does_not_hold_is_named_where_it_binds() -> None:
         f"Every pass waits for {plan.read_bytes_per_pass / 1024:.4g} KiB from the disk"
     )
     assert advise(plan, replace(DISK_BOUND, cached=True), NOTHING_FREE) == ()
-    fast = replace(DISK_BOUND, read=Reading(1e9))
+    fast = replace(DISK_BOUND, readings={1: Reading(1e9)})
     assert predict(plan, fast).binding != "read"
     assert advise(plan, fast, NOTHING_FREE) == ()

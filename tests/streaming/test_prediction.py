@@ -18,9 +18,11 @@ DEMANDS = tuple(Demand(f"layers.{i}", 100, 100, 1, 100) for i in range(RECORDS))
 COSTS = Costs(
     record_seconds=(0.01,) * RECORDS,
     ends_seconds=0.02,
-    read=Reading(bytes_per_second=10_000.0, cpu_seconds_per_byte=1e-5),
+    readings={1: Reading(bytes_per_second=10_000.0, cpu_seconds_per_byte=1e-5)},
+    reads=1,
     cached=False,
-    link_bytes_per_second=None,
+    ring_bytes_per_second=None,
+    kept_bytes_per_second=None,
     processors=2,
 )
 
@@ -52,7 +54,7 @@ def test_resident_records_cost_computing_only() -> None:
 
 
 def test_what_is_read_costs_what_the_disk_gives() -> None:
-    slow = replace(COSTS, read=Reading(1000.0))
+    slow = replace(COSTS, readings={1: Reading(1000.0)})
     prediction = predict(all_on_disk(), slow)
     assert (prediction.binding, prediction.seconds) == ("read", 1.0)
     assert str(prediction) == (
@@ -67,13 +69,15 @@ def test_reading_takes_processors_from_computing_where_they_are_the_device() -> 
     shared = predict(all_on_disk(), COSTS)
     assert shared.reading_processor_seconds == pytest.approx(0.005)
     assert (shared.binding, shared.seconds) == ("compute", pytest.approx(0.125))
-    own = predict(all_on_disk(shares_memory=False), replace(COSTS, link_bytes_per_second=1e9))
+    own = predict(
+        all_on_disk(shares_memory=False), replace(COSTS, ring_bytes_per_second=1e9, kept_bytes_per_second=1e9)
+    )
     assert own.reading_processor_seconds == 0.0
     assert own.seconds == pytest.approx(0.12)
 
 
 def test_what_is_transferred_costs_what_the_link_gives() -> None:
-    costs = replace(COSTS, link_bytes_per_second=2000.0)
+    costs = replace(COSTS, ring_bytes_per_second=2000.0, kept_bytes_per_second=2000.0)
     prediction = predict(plan_of(500, shares_memory=False), costs)
     assert prediction.binding == "transfer"
     moved = plan_of(500, shares_memory=False).transferred_bytes_per_pass
@@ -96,10 +100,23 @@ def test_costs_of_another_model_are_refused() -> None:
 
 
 def test_a_plan_that_reads_needs_a_rate() -> None:
-    unknown = replace(COSTS, read=None)
+    unknown = replace(COSTS, readings={})
     assert predict(plan_of(10**9), unknown).binding == "compute"
-    with pytest.raises(InvalidInputError, match="no rate of the reader"):
+    with pytest.raises(InvalidInputError, match="no rate of the reader with 1 reads in flight"):
         predict(all_on_disk(), unknown)
+
+
+def test_a_plan_reads_at_the_rate_of_its_reads_in_flight() -> None:
+    costs = replace(COSTS, readings={1: Reading(1000.0), 2: Reading(2000.0), 4: Reading(3000.0)})
+    for reads, seconds in ((1, 1.0), (2, 0.5), (3, 0.5), (4, 1 / 3), (9, 1 / 3)):
+        plan = replace(all_on_disk(), reads=reads)
+        assert predict(plan, costs).read_seconds == pytest.approx(seconds)
+
+
+def test_what_was_just_read_and_what_host_memory_keeps_travel_at_rates_of_their_own() -> None:
+    plan = replace(plan_of(10**9, shares_memory=False), tiers=("disk",) * 4 + ("host",) * 6)
+    costs = replace(COSTS, ring_bytes_per_second=1000.0, kept_bytes_per_second=2000.0)
+    assert predict(plan, costs).transfer_seconds == pytest.approx(0.4 + 0.3)
 
 
 @given(
@@ -112,7 +129,8 @@ def test_more_device_memory_is_never_predicted_slower(
     sizes: list[int], budgets: tuple[int, int], rate: float, link: float | None
 ) -> None:
     demands = [Demand(str(i), size, size, 1, size) for i, size in enumerate(sizes)]
-    costs = Costs((0.001,) * len(sizes), 0.0, Reading(rate, 1 / rate), True, link, processors=2)
+    readings = {1: Reading(rate, 1 / rate)}
+    costs = Costs((0.001,) * len(sizes), 0.0, readings, 1, True, link, link, processors=2)
     seconds = []
     for budget in sorted(budgets):
         try:

@@ -18,7 +18,6 @@ from endor_jax.streaming.measure import (
     copy_rate,
     expand_rate,
     last_level_cache_bytes,
-    link_rate,
     matrix_copies,
     product_curve,
 )
@@ -57,19 +56,10 @@ def test_what_was_kept_by_somebody_else_is_measured_again(memory: Path) -> None:
     assert len(next(iter(json.loads(memory.read_text()).values()))) == 3
 
 
-def test_expansion_and_copies_have_rates_and_one_memory_has_no_link() -> None:
+def test_expansion_and_copies_have_rates() -> None:
     device = default_device()
     assert expand_rate("raw", "float32", device) > 0
     assert copy_rate(device) > 0
-    assert link_rate(device) is None
-
-
-def test_a_device_of_its_own_has_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "shares_memory", lambda _: False)
-    monkeypatch.setattr(measure, "BLOCK_BYTES", 4096)
-    rate = link_rate(default_device())
-    assert rate is not None
-    assert rate > 0
 
 
 def test_copies_of_a_matrix_are_more_than_a_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
