@@ -24,7 +24,7 @@ from endor_jax.generate.placement import (
 from endor_jax.generate.runner import Feed, Runner, advance
 from tests.generate.budgets import HUGE, described, smallest
 
-LENGTHS = (150, 2, 40, 64, 3, 129)
+LENGTHS = (150, 2, 17, 30, 3, 129)
 CONTEXT = 290
 
 
@@ -67,7 +67,7 @@ def test_prompts_shorter_than_a_chunk_take_the_smallest_that_holds_them(tokens):
     assert size == 32 or tokens > size // 2
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4, 5])
+@pytest.mark.parametrize("micro_batch", [1, 4])
 def test_a_micro_batch_is_what_its_rows_are_by_themselves(tiny_checkpoints, micro_batch):
     """In bfloat16, where every sum of another order shows: the others of the batch change no bit."""
     own = prompts()
@@ -88,7 +88,7 @@ def test_a_micro_batch_is_what_its_rows_are_by_themselves(tiny_checkpoints, micr
 def test_prompts_do_not_depend_on_the_rows_of_a_micro_batch(tiny_checkpoints):
     """They pass one after another, whatever shares the layer with them."""
     made = []
-    for micro_batch in (1, 2, 4, None):
+    for micro_batch in (2, None):
         with endor.load(
             tiny_checkpoints["opt"], context=CONTEXT, batch=len(LENGTHS), micro_batch=micro_batch
         ) as model:
@@ -97,8 +97,7 @@ def test_prompts_do_not_depend_on_the_rows_of_a_micro_batch(tiny_checkpoints):
         check_bits(other, made[0])
 
 
-@pytest.mark.parametrize("name", ["llama", "opt"])
-@pytest.mark.parametrize("micro_batch", [1, 4, None])
+@pytest.mark.parametrize(("name", "micro_batch"), [("llama", 1), ("llama", 4), ("opt", None)])
 def test_caches_that_wait_in_host_memory_change_no_bit(tiny_checkpoints, name, micro_batch):
     with endor.load(
         tiny_checkpoints[name], context=CONTEXT, batch=len(LENGTHS), micro_batch=micro_batch
