@@ -55,11 +55,13 @@ def _stores(axis: Any, cases: list[StreamCase]) -> None:
         ]
         axis.bar(*zip(*there, strict=True), width, color=BARS[name], label=name)
     for place, case in enumerate(cases):
-        axis.text(place, 0, f"{case.of_slowest:.2f}", ha="center", va="bottom", fontsize=7, color="white")
+        top = max(seconds for name in shown if (seconds := _seconds(case, name)) is not None)
+        axis.text(place, 1.1 * top, f"{case.of_slowest:.2f}", ha="center", fontsize=8)
     axis.set_xticks(range(len(cases)), [case.store for case in cases], fontsize=7, rotation=20)
     axis.set_ylabel("seconds per pass", fontsize=8)
     axis.set_yscale("log")
-    axis.set_title(f"{cases[0].sequences} sequence(s); in white: loop / slowest stage alone", fontsize=9)
+    axis.margins(y=0.15)
+    axis.set_title(f"{cases[0].sequences} sequence(s); number: loop / slowest stage alone", fontsize=9)
     axis.legend(fontsize=7)
 
 

@@ -163,18 +163,22 @@ def measure_stream(
 def _cases(
     made: StreamModels, settings: StreamSettings, report: Callable[[str], None]
 ) -> tuple[StreamCase, ...]:
-    """The disk itself with all numbers of sequences, the others with the fewest and the most."""
+    """The disk itself with all numbers of sequences; page cache, slowed stores, and where a device has memory
+    of its own that of the host, with the fewest and the most."""
     sequences = sorted(set(settings.sequences))
     ends = sorted({sequences[0], sequences[-1]})
     stores = [(Store(settings.reader), sequences), (Store("preadv"), ends)]
+    if not shares_memory(default_device()):
+        stores.append((Store(settings.reader, tier="host"), ends))
     stores += [(Store(settings.reader, rate), ends) for rate in settings.rates]
     cases = []
     for store, numbers in dict(stores).items():
-        if store.reader == "preadv":
+        if store == Store("preadv"):
             fill(files_below(made.checkpoint))
         for number in numbers:
             report(f"{store.name}, {number} sequence(s)")
-            dense = made.dense if store.bytes_per_second is None and number == sequences[0] else None
+            real = store.tier == "disk" and store.bytes_per_second is None
+            dense = made.dense if real and number == sequences[0] else None
             cases.append(
                 measure_case(
                     store,

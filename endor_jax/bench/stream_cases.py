@@ -28,7 +28,7 @@ from endor_jax.bench.stream_passes import (
 from endor_jax.generate.placement import pass_records
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
-from endor_jax.streaming.plan import Plan
+from endor_jax.streaming.plan import Plan, Tier
 from endor_jax.streaming.rates import processors
 from endor_jax.streaming.timeline import Span, Stages, Timeline
 from endor_jax.streaming.transfer import shares_memory
@@ -36,14 +36,17 @@ from endor_jax.streaming.transfer import shares_memory
 
 @dataclass(frozen=True)
 class Store:
-    """Where weights are read from: a reader on the disk there is, or slowed to a rate."""
+    """Where weights come from: a reader on the disk there is, or slowed to a rate; or host memory."""
 
     reader: str
     bytes_per_second: float | None = None
+    tier: Tier = "disk"
 
     @property
     def name(self) -> str:
         """As in a table."""
+        if self.tier == "host":
+            return "host memory"
         if self.bytes_per_second is not None:
             return f"{self.bytes_per_second / 1e9:g} GB/s"
         return "disk (direct)" if self.reader == "direct" else f"page cache ({self.reader})"
@@ -59,15 +62,15 @@ class Store:
 class StreamCase:
     """What was measured of a store and some sequences, per pass.
 
-    read_bytes: of the loop. loop: everything at once. one_after_another: nothing at once. alone: by stage.
+    moved_bytes: of the loop. loop: everything at once. one_after_another: nothing at once. alone: by stage.
     dense_bytes, dense: the weights uncompressed, read and not computed with: the best that a stream of them
-    can be; None where it was not measured. waited: share of the loop in which the schedule waited for a
-    stage. threads: that compute and read; None where the device is no processor.
+    can be; None where it was not measured. waited: share of the loop's last turn in which the schedule waited
+    for a stage. threads: that compute and read; None where the device is no processor.
     """
 
     store: str
     sequences: int
-    read_bytes: int
+    moved_bytes: int
     loop: Passes
     one_after_another: Passes
     alone: Mapping[str, Passes]
@@ -90,7 +93,7 @@ class StreamCase:
     def limit_seconds(self) -> float:
         """Of the slowest stage, or of what all stages ask of the processors, if that is more."""
         slowest = self.alone[self.slowest].median_seconds
-        if self.threads is None:
+        if self.threads is None or "read" not in self.alone:
             return slowest
         reading = statistics.median(self.alone["read"].processor_seconds) / self.threads
         return max(slowest, self.alone["compute"].median_seconds + reading)
@@ -140,7 +143,7 @@ def measure_case(
     """Turns of everything, `rounds` of them, each opened for its turn: nothing else reads meanwhile."""
     with store.open(checkpoint) as opened:
         shares = shares_memory(default_device())
-        plan = plan_in_tier(opened, "disk", sequences=sequences)
+        plan = plan_in_tier(opened, store.tier, sequences=sequences)
         resident = plan_in_tier(opened, "device", sequences=sequences)
         turns: dict[str, list[Passes]] = {}
         waited: dict[str, float] = {}
@@ -152,10 +155,11 @@ def measure_case(
                 "one after another": computing(
                     opened, plan, sequences=sequences, schedule=one_after_another(plan)
                 ),
-                "read": reading(opened, plan),
                 # From where it is read once, slowly, does not matter to what is resident.
                 "compute": computing(Checkpoint(checkpoint), resident, sequences=sequences),
             }
+            if plan.read:
+                ways["read"] = reading(opened, plan)
             if not shares:
                 records = pass_records(opened.manifest)
                 ways["transfer"] = moving(opened, records, plan_in_tier(opened, "host"))
@@ -172,7 +176,7 @@ def measure_case(
     return StreamCase(
         store=store.name,
         sequences=sequences,
-        read_bytes=plan.read_bytes_per_pass,
+        moved_bytes=plan.transferred_bytes_per_pass,
         loop=total["loop"],
         one_after_another=total["one after another"],
         alone={stage: total[stage] for stage in ("read", "transfer", "compute") if stage in total},

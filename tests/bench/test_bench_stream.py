@@ -18,7 +18,7 @@ import endor_jax as endor
 from endor_jax.bench import stream
 from endor_jax.bench.slow_store import SlowCheckpoint
 from endor_jax.bench.stream import StreamSettings
-from endor_jax.bench.stream_cases import Store, StreamCase, order_of
+from endor_jax.bench.stream_cases import Store, StreamCase, measure_case, order_of
 from endor_jax.bench.stream_models import write_dense
 from endor_jax.bench.stream_passes import (
     Passes,
@@ -158,6 +158,14 @@ def test_the_limit_is_the_slowest_stage_or_the_work_of_the_processors():
     assert StreamCase("s", 1, 1, samples(1.0), samples(1.0), alone, {}, None).limit_seconds == 3.0
 
 
+def test_from_host_memory_nothing_is_read(model: Path):
+    case = measure_case(Store("preadv", tier="host"), model, sequences=1, passes=1, rounds=1)
+    assert case.alone.keys() == {"compute"}
+    assert case.waited["read"] == 0
+    assert case.limit_seconds == case.alone["compute"].median_seconds
+    assert case.moved_bytes > 0
+
+
 def test_the_first_pass_of_a_turn_is_not_counted_and_turns_add_up():
     calls = []
     passes = time_passes(lambda: calls.append(1), 3) + time_passes(lambda: calls.append(1), 2)
@@ -261,8 +269,8 @@ def test_a_run_writes_predictions_first_then_a_record_and_a_picture(
         assert sum(case["waited"].values()) < 1.01
     slow = values["cases"][1]
     assert slow["slowest"] == "read"
-    assert slow["alone"]["read"]["median_seconds"] >= 0.9 * slow["read_bytes"] / 2e6
-    assert values["cases"][0]["dense_bytes"] > 1.2 * values["cases"][0]["read_bytes"]
+    assert slow["alone"]["read"]["median_seconds"] >= 0.9 * slow["moved_bytes"] / 2e6
+    assert values["cases"][0]["dense_bytes"] > 1.2 * values["cases"][0]["moved_bytes"]
     assert [point["sequences"] for point in values["batch"]] == [2]
     assert (values["order"]["kept"], values["link"]) == (True, None)
     assert {"commit", "versions", "machine", "worst_step", "batch_gain"} <= values.keys()
@@ -270,8 +278,6 @@ def test_a_run_writes_predictions_first_then_a_record_and_a_picture(
 
 
 def test_stores_are_named_by_what_they_are():
-    assert [store.name for store in (Store("direct"), Store("preadv"), Store("direct", 5e8))] == [
-        "disk (direct)",
-        "page cache (preadv)",
-        "0.5 GB/s",
-    ]
+    stores = Store("direct"), Store("preadv"), Store("direct", 5e8), Store("direct", tier="host")
+    names = ["disk (direct)", "page cache (preadv)", "0.5 GB/s", "host memory"]
+    assert [store.name for store in stores] == names
