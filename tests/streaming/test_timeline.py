@@ -124,3 +124,24 @@ def test_a_step_that_fails_ends_its_span_too(checkpoint: Checkpoint) -> None:
     timeline.close()
     timeline.close()
     assert [span.stage for span in timeline.spans] == ["step"]
+
+
+def test_a_transfer_that_is_over_ends_although_a_step_before_it_goes_on() -> None:
+    class Working:
+        def __init__(self) -> None:
+            self.over = threading.Event()
+
+        def block_until_ready(self) -> None:
+            assert self.over.wait(10)
+
+    timeline, step = Timeline(keep=True), Working()
+    timeline.ends_with("step", "layers.0", step)
+    timeline.ends_with("put", "layers.2", np.zeros(3), size_bytes=24)
+    deadline = time.monotonic() + 10
+    while not timeline.spans and time.monotonic() < deadline:
+        time.sleep(PAUSE / 10)
+    assert [(span.stage, span.size_bytes) for span in timeline.spans] == [("put", 24)]
+    step.over.set()
+    timeline.close()
+    put, stepped = timeline.spans
+    assert put.end_seconds <= stepped.end_seconds
