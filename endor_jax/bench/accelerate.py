@@ -175,7 +175,7 @@ def measure_accelerate(
     prepare(files, settings.model, layers=layers, sparsity=sparsity, report=report)
     threads = len(usable_cpus())
     with ExitStack() as stack:
-        processes = _opened(files, settings, stack, threads=threads, report=report)
+        processes = _opened(files, settings, stack=stack, threads=threads, report=report)
         device = processes[0].platform
         cases = _cases(files, processes, settings=settings, device=device, report=report)
     return OffloadRecord(settings, layers, len(PROMPT), threads, device, cases, environment())
@@ -184,8 +184,8 @@ def measure_accelerate(
 def _opened(
     files: Files,
     settings: OffloadSettings,
-    stack: ExitStack,
     *,
+    stack: ExitStack,
     threads: int,
     report: Callable[[str], None],
 ) -> list[ContenderProcess]:

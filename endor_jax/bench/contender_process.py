@@ -6,6 +6,7 @@ the one that waits does nothing. Nothing here imports either, so that neither is
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import time
 import traceback
@@ -89,7 +90,7 @@ class ContenderProcess:
 
     def turn(self, prompt: Sequence[int], tokens: int, *, cold: bool) -> Turn:
         """One generation; cold: its files are dropped before every token. Raises as `take_turn` does."""
-        self._connection.send((tuple(prompt), tokens, cold))
+        self._connection.send({"prompt": tuple(prompt), "tokens": tokens, "cold": cold})
         return self._answer()
 
     def _answer(self) -> Any:
@@ -131,14 +132,14 @@ def _serve(connection: Connection, contender: Contender) -> None:
         connection.send((model.streamed_bytes, model.platform))
         with suppress(EOFError):  # the end of the pipe is that of the work
             while True:
-                request = connection.recv()
-                connection.send(outcome(_explained, contender.name, take_turn, contender, model, *request))
+                turn = functools.partial(take_turn, contender, model, **connection.recv())
+                connection.send(outcome(_explained, contender.name, turn))
 
 
-def _explained(name: str, job: Callable[..., Any], *arguments: Any) -> Any:
+def _explained(name: str, job: Callable[[], Any]) -> Any:
     """What a job returns; an error that is not ours becomes one of ours, with its place and text."""
     try:
-        return job(*arguments)
+        return job()
     except EndorError:
         raise
     except Exception as error:
@@ -151,7 +152,9 @@ def _explained(name: str, job: Callable[..., Any], *arguments: Any) -> Any:
         ) from error
 
 
-def take_turn(contender: Contender, model: OpenModel, prompt: Sequence[int], tokens: int, cold: bool) -> Turn:
+def take_turn(
+    contender: Contender, model: OpenModel, *, prompt: Sequence[int], tokens: int, cold: bool
+) -> Turn:
     """A generation, timed token by token.
 
     Raises InvalidInputError if the text ends early, and what generating raises.

@@ -60,20 +60,22 @@ def prepare(files: Files, model: str, *, layers: int, sparsity: float, report: C
         with process_of(1) as process:
             run(process, write_offloaded, files.dense, path)
 
-    _once(files.checkpoint, f"making and converting {model}, {layers} layers", converted, report)
-    # Pages that a process has mapped cannot be dropped for the others.
-    _once(files.mapped, "copying it", lambda path: shutil.copytree(files.checkpoint, path), report)
-    _once(files.dense, "exporting it", lambda path: export(files.checkpoint, path), report)
-    _once(files.offloaded, "writing what disk_offload reads", offloaded, report)
-    for path in (files.checkpoint, files.mapped, files.dense, files.offloaded):
+    made: dict[Path, tuple[str, Callable[[Path], object]]] = {
+        files.checkpoint: (f"making and converting {model}, {layers} layers", converted),
+        # Pages that a process has mapped cannot be dropped for the others.
+        files.mapped: ("copying it", functools.partial(shutil.copytree, files.checkpoint)),
+        files.dense: ("exporting it", functools.partial(export, files.checkpoint)),
+        files.offloaded: ("writing what disk_offload reads", offloaded),
+    }
+    for path, (what, make) in made.items():
+        if not path.exists():
+            report(what)
+            _make_whole(path, make)
         write_back(files_below(path))
 
 
-def _once(path: Path, what: str, make: Callable[[Path], object], report: Callable[[str], None]) -> None:
-    """What `make` makes at a path, unless it is there. Made under another name: what is there is whole."""
-    if path.exists():
-        return
-    report(what)
+def _make_whole(path: Path, make: Callable[[Path], object]) -> None:
+    """What `make` makes at a path; under another name until it is whole."""
     making = path.with_name(f"{path.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     make(making)

@@ -158,7 +158,11 @@ def write_workload(directory: Path, name: str, *, layers: int | None = None, see
     files = {"config.json": json.dumps(dict(made.config), indent=2).encode()}
     files |= {"tokenizer.json": byte_tokenizer().encode()}
     write_safetensors(
-        directory, _tensors(infos, scales, seed), infos=infos, files=files, shard_bytes=made.shard_bytes
+        directory,
+        _tensors(infos, scales=scales, seed=seed),
+        infos=infos,
+        files=files,
+        shard_bytes=made.shard_bytes,
     )
     marker.write_text(described)
     return directory
@@ -174,7 +178,7 @@ def _infos(config: Mapping[str, Any]) -> dict[Place, TensorInfo]:
 
 
 def _tensors(
-    infos: Mapping[str, TensorInfo], scales: Collection[str], seed: int
+    infos: Mapping[str, TensorInfo], *, scales: Collection[str], seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Matrices of spread 1/√inputs, scales of norms around one, biases around zero."""
     for index, (name, info) in enumerate(infos.items()):

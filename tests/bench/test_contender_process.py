@@ -83,8 +83,8 @@ def test_dropping_counts_for_who_reads_on_meanwhile_only(monkeypatch: pytest.Mon
     model = OpenModel(lambda prompt, tokens: iter(range(tokens)), 0, "cpu")
     for ahead in (False, True):
         one = Contender("one", missing, {}, reads_ahead=ahead)
-        cold = take_turn(one, model, [1], 4, True)
+        cold = take_turn(one, model, prompt=[1], tokens=4, cold=True)
         assert all((seconds > 0.04) == ahead for seconds in cold.token_seconds)
         assert len(cold.token_seconds) == 2
     assert len(dropped) == 6  # before every token but the first
-    assert max(take_turn(one, model, [1], 4, False).token_seconds) < 0.04
+    assert max(take_turn(one, model, prompt=[1], tokens=4, cold=False).token_seconds) < 0.04
