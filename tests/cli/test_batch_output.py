@@ -128,8 +128,7 @@ def test_answers_of_something_else_are_refused_by_name_and_kept(generate, run_co
     endor.convert(source, tmp_path / "dst")
     for done, message in (
         (generate("--max-tokens", 6), "from other settings"),
-        (generate("--temp", 1, "--seed", 3), "from other settings"),
-        (generate("--stop", "q"), "from other settings"),
+        (generate("--stop", "q", prompts=other_prompts), "from another prompt and other settings"),
         (generate(prompts=other_prompts), "from another prompt"),
         (
             generate(prompts=other_prompts, path=tmp_path / "dst"),
