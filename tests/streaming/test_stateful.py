@@ -30,7 +30,7 @@ from unreliable_store import (
     Store,
     check_threads,
     collect,
-    interrupt_when_in,
+    interrupted_in,
     separate_memory,
     time_limit,
 )
@@ -289,11 +289,12 @@ class Engine(RuleBasedStateMachine):
 
     @rule_with_limit(index=which)
     def interrupt_while_waiting(self, index: int) -> None:
-        with self.ends(index, good=True) as opened, self.store.held() as let_go:
-            interrupter = interrupt_when_in("take", let_go)
-            with pytest.raises(KeyboardInterrupt):
-                opened.run_for_ever()  # until everything that was read ahead is used up
-            interrupter.join()
+        with (
+            self.ends(index, good=True) as opened,
+            self.store.held() as let_go,
+            interrupted_in("take", then=let_go),
+        ):
+            opened.run_for_ever()  # until everything that was read ahead is used up
 
     @rule_with_limit(index=which)
     def close(self, index: int) -> None:

@@ -253,11 +253,10 @@ def time_limit(seconds: float = LIMIT_SECONDS) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def interrupt_when_in(function: str, then: Callable[[], object] = lambda: None) -> threading.Thread:
-    """Ctrl-C for the main thread as soon as it waits in a function of that name, then something more.
-
-    Join the thread where KeyboardInterrupt is caught.
-    """
+@contextmanager
+def interrupted_in(function: str, *, then: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C as soon as the main thread waits in a function of that name, then something more; once, and it
+    has to be in there."""
     main = threading.main_thread().ident
     assert main is not None
 
@@ -273,8 +272,14 @@ def interrupt_when_in(function: str, then: Callable[[], object] = lambda: None) 
         then()
 
     thread = threading.Thread(target=watch, daemon=True)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     thread.start()
-    return thread
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _waits_in(function: str, frame: FrameType | None) -> bool:
