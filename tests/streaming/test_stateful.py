@@ -45,7 +45,7 @@ from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.transfer import Device
 
-EXAMPLES = int(os.environ.get("ENDOR_TEST_STATEFUL", "12"))
+EXAMPLES = int(os.environ.get("ENDOR_TEST_STATEFUL", "8"))
 DEVICES = jax.local_devices()
 LAYERS, PARTS = 6, 2
 DAMAGES = ("truncated", "emptied", "removed", "directory removed", "raises")
@@ -109,6 +109,7 @@ class Opened:
     def run(self, at: int = 0, act: Callable[[], object] = lambda: None) -> None:
         """One pass; at some record `act` is called. Order and contents of the records are checked."""
         turn = 0
+        steps: list[LateStep] = []
 
         def step(index: int, record: Record) -> LateStep:
             nonlocal turn
@@ -118,9 +119,11 @@ class Opened:
             self.check_memory()
             if index == at % len(self.plan.tiers):
                 act()
-            return LateStep(self.store, self.plan.demands[index].name, record)
+            steps.append(LateStep(self.store, self.plan.demands[index].name, record))
+            return steps[-1]
 
         self.executor.run(step)
+        assert all(step.done for step in steps)
         assert turn == len(self.plan.tiers)
         self.passes += 1
         self.good_since += 1
@@ -313,6 +316,19 @@ class Engine(RuleBasedStateMachine):
         if "all gone" not in self.store.damaged.values():
             self.store.damage(record, part, how, raised=raised)
             self._note()
+
+    @rule_with_limit(index=which, record=which, part=which, how=st.sampled_from(DAMAGES))
+    def damage_what_is_read(self, index: int, record: int, part: int, how: Any) -> None:
+        opened = self._one(index, good=True)
+        read = opened.plan.read
+        self.store.damage(read[record % len(read)], part, how, raised=record)
+        self._note()
+        self.streams.remove(opened)
+        with pytest.raises(EndorError) as caught:  # noqa: PT012  # in one of them
+            for _ in range(opened.plan.ring_records // len(read) + 2):
+                opened.run()
+        self.store.check_error(caught.value, opened.damaged)
+        opened.check_closed()
 
     @rule_with_limit()
     def disappear(self) -> None:
