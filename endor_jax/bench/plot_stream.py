@@ -60,9 +60,9 @@ def _stores(axis: Any, cases: list[StreamCase]) -> None:
     axis.set_xticks(range(len(cases)), [case.store for case in cases], fontsize=7, rotation=20)
     axis.set_ylabel("seconds per pass", fontsize=8)
     axis.set_yscale("log")
-    axis.margins(y=0.15)
+    axis.set_ylim(top=4 * axis.get_ylim()[1])  # room for the legend
     axis.set_title(f"{cases[0].sequences} sequence(s); number: loop / slowest stage alone", fontsize=9)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, ncols=3, loc="upper center")
 
 
 def _sweep(axis: Any, record: StreamRecord) -> None:

@@ -16,7 +16,7 @@ from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.offload_limits import link_bytes_per_second
 from endor_jax.bench.page_cache import check_page_cache, files_below, fill
 from endor_jax.bench.stream_batch import BatchPoint, measure_batch
-from endor_jax.bench.stream_cases import Order, Store, StreamCase, measure_case, measure_order
+from endor_jax.bench.stream_cases import MAPPED, Order, Store, StreamCase, measure_case, measure_order
 from endor_jax.bench.stream_models import StreamModels, stream_models
 from endor_jax.bench.stream_passes import moving, plan_in_tier, time_passes
 from endor_jax.bench.stream_sweep import (
@@ -34,7 +34,7 @@ from endor_jax.streaming.budget import default_device
 from endor_jax.streaming.transfer import shares_memory
 
 READERS = ("direct", "preadv", "tensorstore")
-"""A mapped part is used where the page cache has it: there is no reading of it alone."""
+CACHED = Store("preadv"), Store(MAPPED)
 RATES = (0.25e9, 0.5e9, 1e9, 2e9, 4e9)
 SEQUENCES = (1, 8, 32)
 
@@ -163,22 +163,21 @@ def measure_stream(
 def _cases(
     made: StreamModels, settings: StreamSettings, report: Callable[[str], None]
 ) -> tuple[StreamCase, ...]:
-    """The disk itself with all numbers of sequences; page cache, slowed stores, and where a device has memory
-    of its own that of the host, with the fewest and the most."""
+    """The disk itself with all numbers of sequences, the others with the fewest and the most: the page cache,
+    read and mapped (for a device with memory of its own, host memory instead), and slowed stores."""
     sequences = sorted(set(settings.sequences))
     ends = sorted({sequences[0], sequences[-1]})
-    stores = [(Store(settings.reader), sequences), (Store("preadv"), ends)]
-    if not shares_memory(default_device()):
-        stores.append((Store(settings.reader, tier="host"), ends))
-    stores += [(Store(settings.reader, rate), ends) for rate in settings.rates]
+    shares = shares_memory(default_device())
+    stores = [Store(settings.reader), CACHED[0], CACHED[1] if shares else Store(settings.reader, tier="host")]
+    stores += [Store(settings.reader, rate) for rate in settings.rates]
     cases = []
-    for store, numbers in dict(stores).items():
-        if store == Store("preadv"):
+    for store in dict.fromkeys(stores):
+        if store in CACHED:
             fill(files_below(made.checkpoint))
-        for number in numbers:
+        for number in sequences if store == stores[0] else ends:
             report(f"{store.name}, {number} sequence(s)")
-            real = store.tier == "disk" and store.bytes_per_second is None
-            dense = made.dense if real and number == sequences[0] else None
+            read = store.reader != MAPPED and store.tier == "disk" and store.bytes_per_second is None
+            dense = made.dense if read and number == sequences[0] else None
             cases.append(
                 measure_case(
                     store,

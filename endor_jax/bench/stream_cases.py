@@ -33,6 +33,9 @@ from endor_jax.streaming.rates import processors
 from endor_jax.streaming.timeline import Span, Stages, Timeline
 from endor_jax.streaming.transfer import shares_memory
 
+MAPPED = "mmap"
+"""A mapped part is used where the page cache has it: there is no reading of it alone."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -158,7 +161,7 @@ def measure_case(
                 # From where it is read once, slowly, does not matter to what is resident.
                 "compute": computing(Checkpoint(checkpoint), resident, sequences=sequences),
             }
-            if plan.read:
+            if plan.read and store.reader != MAPPED:
                 ways["read"] = reading(opened, plan)
             if not shares:
                 records = pass_records(opened.manifest)

@@ -94,17 +94,17 @@ def _case_table(record: StreamRecord) -> Table:
     order = record.order
     kept = "before every step" if order.kept else "NOT before every step"
     caption = f"put(i+{order.ahead}) was issued {kept} of {order.steps}"
-    headings = "sequences", "loop ms", "middle half", "slowest", "ms", "loop/it", "loop/limit"
+    headings = "seqs", "loop ms", "middle half", "slowest", "ms", "loop/it", "/limit"
     table = figures_table("a pass", *headings, "no overlap", "dense", caption=caption)
     for case in record.cases:
-        lower, upper = (f"{1e3 * seconds:.1f}" for seconds in case.loop.quartile_seconds)
+        lower, upper = (f"{1e3 * seconds:.4g}" for seconds in case.loop.quartile_seconds)
         table.add_row(
             case.store,
             str(case.sequences),
-            f"{1e3 * case.loop.median_seconds:.1f}",
-            f"{lower} to {upper}",
+            f"{1e3 * case.loop.median_seconds:.4g}",
+            f"{lower}-{upper}",
             case.slowest,
-            f"{1e3 * case.alone[case.slowest].median_seconds:.1f}",
+            f"{1e3 * case.alone[case.slowest].median_seconds:.4g}",
             f"{case.of_slowest:.3f}",
             f"{case.of_limit:.3f}",
             f"{case.overlap_gain:.2f} x",
