@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +25,16 @@ from endor_jax.streaming.transfer import Device
 SHAPES = ((128, 128), (512, 1024), (2048, 2048))
 """(outputs, inputs) of the matrices that a curve goes through: one that costs what any operation does, one of
 a small model, one large enough for its rate to be that of larger ones."""
-SECONDS = 0.06
-"""For a point of a curve, or a rate."""
+SECONDS = 0.02
+"""For one round of a point of a curve, or of a rate."""
+ROUNDS = 3
+"""What is measured takes turns: machines are faster or slower for a tenth of a second at a time."""
 LEAST_CALLS = 3
 BLOCK_BYTES = 32 * 2**20
 """Copied at a time."""
 CACHES = 2
 """What is measured in turn totals this many times the last-level cache."""
-MOST_COPIES = 64
+MOST_COPIES = 256
 """Of a tiny matrix, which is measured for what any operation costs."""
 CACHE_BYTES = 32 * 2**20
 """Taken for the last-level cache where the machine does not tell."""
@@ -43,8 +45,7 @@ def product_curve(product: Product, device: Device, *, anew: bool = False) -> Cu
     """Seconds of such products on a device, by weights: remembered, or measured now."""
 
     def measure() -> list[float]:
-        x = np.random.default_rng(0)
-        return [_product_seconds(product, shape, x, device) for shape in SHAPES]
+        return turns_seconds([_product_call(product, shape, device) for shape in SHAPES])
 
     seconds = remembered(device, product.name, measure, anew=anew)
     if len(seconds) != len(SHAPES):  # kept by somebody else
@@ -52,16 +53,13 @@ def product_curve(product: Product, device: Device, *, anew: bool = False) -> Cu
     return Curve(tuple((rows * columns, each) for (rows, columns), each in zip(SHAPES, seconds, strict=True)))
 
 
-def _product_seconds(
-    product: Product, shape: tuple[int, int], random: np.random.Generator, device: Device
-) -> float:
+def _product_call(product: Product, shape: tuple[int, int], device: Device) -> Callable[[int], object]:
+    """A product with matrix number i of a shape."""
     matrices = matrix_copies(shape, product.codec, product.dtype, device)
-    x = random.standard_normal((product.rows, 1, shape[1]), np.float32).astype(
-        dtype_from_name(product.x_dtype)
-    )
-    x = jax.device_put(x, device)
+    x = np.random.default_rng(0).standard_normal((product.rows, 1, shape[1]), np.float32)
+    x = jax.device_put(x.astype(dtype_from_name(product.x_dtype)), device)
     step = jax.jit(partial(linear, output_dtype=dtype_from_name(product.output_dtype)))
-    return call_seconds(lambda i: step(x, matrices[i % len(matrices)]))
+    return lambda i: step(x, matrices[i % len(matrices)])
 
 
 def expand_rate(codec: str, dtype: str, device: Device, *, anew: bool = False) -> float:
@@ -70,7 +68,7 @@ def expand_rate(codec: str, dtype: str, device: Device, *, anew: bool = False) -
 
     def measure() -> list[float]:
         matrices = matrix_copies(shape, codec, dtype, device)
-        seconds = call_seconds(lambda i: expand(matrices[i % len(matrices)]))
+        (seconds,) = turns_seconds([lambda i: expand(matrices[i % len(matrices)])])
         return [shape[0] * shape[1] * dtype_from_name(dtype).itemsize / seconds]
 
     return remembered(device, f"expand {codec} {dtype}", measure, anew=anew)[0]
@@ -81,7 +79,8 @@ def copy_rate(device: Device, *, anew: bool = False) -> float:
 
     def measure() -> list[float]:
         source, target = (np.ones(BLOCK_BYTES, np.uint8) for _ in range(2))
-        return [BLOCK_BYTES / call_seconds(lambda _: np.copyto(target, source))]
+        (seconds,) = turns_seconds([lambda _: np.copyto(target, source)])
+        return [BLOCK_BYTES / seconds]
 
     return remembered(device, "copy", measure, anew=anew)[0]
 
@@ -103,9 +102,19 @@ def matrix_copies(shape: tuple[int, int], codec: str, dtype: str, device: Device
     ]
 
 
-def call_seconds(call: Callable[[int], object]) -> float:
-    """Median seconds of a call, which is waited for; the first one, which compiles, does not count."""
-    jax.block_until_ready(call(0))
+def turns_seconds(calls: Sequence[Callable[[int], object]]) -> list[float]:
+    """Median seconds of each of some calls, which take turns and are waited for.
+
+    The first call of each, which compiles, does not count.
+    """
+    for call in calls:
+        jax.block_until_ready(call(0))
+    rounds = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
+    return [statistics.median(samples) for samples in zip(*rounds, strict=True)]
+
+
+def _seconds(call: Callable[[int], object]) -> float:
+    """Median of one round."""
     samples: list[float] = []
     begun = time.perf_counter()
     while len(samples) < LEAST_CALLS or time.perf_counter() - begun < SECONDS:
