@@ -27,7 +27,7 @@ from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.plan import Demand, Plan
-from endor_jax.streaming.prefetch import Prefetcher, closed_error
+from endor_jax.streaming.prefetch import Prefetcher, closed_error, named
 from endor_jax.streaming.ring import Ring, aligned_buffer
 from endor_jax.streaming.schedule import Action, Schedule, make_schedule
 from endor_jax.streaming.timeline import Stages, Timeline
@@ -137,7 +137,13 @@ class Executor:
     def _load(self, record: Streamable) -> tuple[np.ndarray, ...]:
         """The buffers of a record that stays in memory, read now."""
         self.bytes_read += record.demand.read_bytes
-        return read_parts(self._checkpoint, record.parts)
+        buffers = []
+        for part in record.parts:
+            try:
+                buffers += read_parts(self._checkpoint, [part])
+            except Exception as error:
+                raise named(error, record.name, part) from error
+        return tuple(buffers)
 
     def _put(self, record: Streamable, sources: Sequence[Source], *, way: Way) -> tuple[jax.Array, ...]:
         """Starts the transfer of a record."""

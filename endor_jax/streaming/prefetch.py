@@ -50,7 +50,7 @@ class Prefetcher:
                 for part, slot in zip(parts, slots, strict=True)
             )
         except RuntimeError as error:  # the pool was shut down, or the system has no thread left
-            raise closed_error() if self._closed else _named(error, record, parts[0]) from error
+            raise closed_error() if self._closed else named(error, record, parts[0]) from error
         self._queue.append(Reading(record, tuple(parts), slots, futures))
 
     def take(self) -> Slots:
@@ -69,7 +69,7 @@ class Prefetcher:
             except CancelledError:
                 raise closed_error() from None
             if error is not None:
-                raise _named(error, reading.record, part)
+                raise named(error, reading.record, part)
         if self._closed:
             raise closed_error()
         return queue.popleft().slots
@@ -92,20 +92,20 @@ class Prefetcher:
         self._queue = deque()
 
 
-def _named(error: BaseException, record: str, part: Part) -> EndorError:
+def named(error: BaseException, record: str, part: Part) -> EndorError:
     """The same error, saying for which record it happened."""
     where = f"record {record}, "
     if isinstance(error, EndorError):
-        named = type(error)(where + error.where, got=error.got, expected=error.expected, fix=error.fix)
+        same = type(error)(where + error.where, got=error.got, expected=error.expected, fix=error.fix)
     else:
-        named = StreamError(
+        same = StreamError(
             f"{where}part {part.path}",
             got=f"{type(error).__name__}: {error}",
             expected=f"{part.length_bytes:,} bytes",
             fix="see whether the checkpoint's disk is still there",
         )
-    named.__cause__ = error
-    return named
+    same.__cause__ = error
+    return same
 
 
 def closed_error(failure: BaseException | None = None) -> StreamError:

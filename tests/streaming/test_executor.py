@@ -185,7 +185,7 @@ def test_resident_that_cannot_be_read_leaves_no_thread(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Failing(checkpoint, monkeypatch, at=1)
-    with pytest.raises(OSError, match="stale file handle"):
+    with pytest.raises(StreamError, match=r"^record layers.1, part parts/layers.1.0: got OSError: stale"):
         executor(checkpoint, ("disk", "device"))
 
 
