@@ -2,8 +2,7 @@
 
 The stages work at the same time, each on another record, so a pass takes as long as the slowest of them.
 Reading needs processors too, to copy out of the page cache above all, and where the device is the processor
-itself it takes them from computing. By how much lies between two bounds: the threads of a product share what
-is left of the processors evenly, or all of them wait for the one whose processor reads. The middle is taken.
+itself it takes them from computing, whose threads share what is left of them.
 """
 
 from __future__ import annotations
@@ -112,8 +111,7 @@ def predict(plan: Plan, costs: Costs) -> Prediction:
         rate = costs.reading(plan.reads)
         read = plan.read_bytes_per_pass / rate.bytes_per_second
         if plan.shares_memory:
-            own = plan.read_bytes_per_pass * rate.cpu_seconds_per_byte
-            reading = (own + own / costs.processors) / 2
+            reading = plan.read_bytes_per_pass * rate.cpu_seconds_per_byte / costs.processors
     transfer = _transfer_seconds(plan, costs)
     compute = sum(costs.record_seconds) + costs.ends_seconds
     stages: dict[Stage, float] = {"compute": compute + reading, "transfer": transfer, "read": read}

@@ -67,8 +67,8 @@ def test_what_is_read_costs_what_the_disk_gives() -> None:
 
 def test_reading_takes_processors_from_computing_where_they_are_the_device() -> None:
     shared = predict(all_on_disk(), COSTS)
-    assert shared.reading_processor_seconds == pytest.approx(0.0075)  # of 0.01, between half of it and all
-    assert (shared.binding, shared.seconds) == ("compute", pytest.approx(0.1275))
+    assert shared.reading_processor_seconds == pytest.approx(0.005)
+    assert (shared.binding, shared.seconds) == ("compute", pytest.approx(0.125))
     own = predict(
         all_on_disk(shares_memory=False), replace(COSTS, ring_bytes_per_second=1e9, kept_bytes_per_second=1e9)
     )
