@@ -27,12 +27,12 @@ SHAPES = ((128, 128), (512, 1024), (2048, 2048))
 a small model, one large enough for its rate to be that of larger ones."""
 SECONDS = 0.02
 """For one round of a point of a curve, or of a rate."""
-ROUNDS = 3
+ROUNDS = 5
 """What is measured takes turns: machines are faster or slower for a tenth of a second at a time."""
 LEAST_CALLS = 3
 BLOCK_BYTES = 32 * 2**20
 """Copied at a time."""
-CACHES = 2
+CACHES = 4
 """What is measured in turn totals this many times the last-level cache."""
 MOST_COPIES = 256
 """Of a tiny matrix, which is measured for what any operation costs."""
@@ -103,7 +103,7 @@ def matrix_copies(shape: tuple[int, int], codec: str, dtype: str, device: Device
 
 
 def turns_seconds(calls: Sequence[Callable[[int], object]]) -> list[float]:
-    """Median seconds of each of some calls, which take turns and are waited for.
+    """Seconds of each of some calls, which take turns and are waited for: the median of the rounds.
 
     The first call of each, which compiles, does not count.
     """
@@ -114,14 +114,12 @@ def turns_seconds(calls: Sequence[Callable[[int], object]]) -> list[float]:
 
 
 def _seconds(call: Callable[[int], object]) -> float:
-    """Median of one round."""
-    samples: list[float] = []
-    begun = time.perf_counter()
-    while len(samples) < LEAST_CALLS or time.perf_counter() - begun < SECONDS:
-        clock = time.perf_counter()
-        jax.block_until_ready(call(len(samples) + 1))
-        samples.append(time.perf_counter() - clock)
-    return statistics.median(samples)
+    """Mean of one round: a pass is the sum of many, slow ones too."""
+    begun, count = time.perf_counter(), 0
+    while count < LEAST_CALLS or time.perf_counter() - begun < SECONDS:
+        count += 1
+        jax.block_until_ready(call(count))
+    return (time.perf_counter() - begun) / count
 
 
 def last_level_cache_bytes() -> int:

@@ -21,6 +21,10 @@ DEPTH = 2
 """Records whose transfer is issued ahead of the step that runs (docs/design.md: put(i+2), then step(i))."""
 READS = 2
 """Reads in flight where nothing was measured: one thread reads while the other verifies."""
+QUEUED = 1
+"""Records that wait for a reader, or one that is done would idle until the schedule's thread asks for more:
+on a busy machine with two cores a pass from disk took 1.09 to 1.40 times as long as reading alone without,
+1.04 to 1.06 times with."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ class FixedCosts:
 class Plan:
     """Tiers of all records of a pass, in order, and the memory they take. `repr` is a table.
 
-    depth: records whose transfer is issued ahead. reads: records that are being read at a time.
-    shares_memory: device and host are one memory, so records are used where they were read. staged: on their
-    way from the ring records are copied into pinned memory of JAX's own first.
+    depth: records whose transfer is issued ahead. reads: records that are being read at a time. queued: those
+    that wait for that. shares_memory: device and host are one memory, so records are used where they were
+    read. staged: on their way from the ring they are copied into pinned memory of JAX's own first.
     """
 
     demands: tuple[Demand, ...]
@@ -64,6 +68,7 @@ class Plan:
     shares_memory: bool = False
     reads: int = READS
     staged: bool = False
+    queued: int = QUEUED
 
     def _of(self, *tiers: Tier) -> list[Demand]:
         return [demand for demand, tier in zip(self.demands, self.tiers, strict=True) if tier in tiers]
@@ -90,13 +95,13 @@ class Plan:
 
     @property
     def ring_records(self) -> int:
-        """Records that the host ring holds: those issued ahead, and those being read.
+        """Records that the host ring holds: those issued ahead, those being read, and those that wait for it.
 
         Where the device works in the ring itself, the one before the one that runs too: it is waited for only
         when the next step is issued. See `make_schedule`, which needs no more.
         """
         read = len(self.read)
-        return min(self.depth, read) + self.shares_memory + self.reads if read else 0
+        return min(self.depth, read) + self.shares_memory + self.reads + self.queued if read else 0
 
     @property
     def slots(self) -> int:
@@ -194,8 +199,10 @@ def make_plan(
     tiers: tuple[Tier, ...] = ("disk",) * len(demands)
     budgets = device_budget_bytes, host_budget_bytes
     nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads, staged)
-    ways = [(depth, reads)] if depth is not None else [(DEPTH, reads), (1, reads), (1, 1)]
-    plans = [_filled(replace(nothing, depth=ahead, reads=under_way)) for ahead, under_way in ways]
+    ways = [(DEPTH, reads, QUEUED), (1, reads, QUEUED), (1, 1, 0)]
+    if depth is not None:
+        ways = [(depth, reads, QUEUED)]
+    plans = [_filled(replace(nothing, depth=d, reads=r, queued=q)) for d, r, q in ways]
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         raise _does_not_fit(plans[-1])

@@ -78,8 +78,9 @@ def check_flat(samples: list[dict[str, int]]) -> None:
     """Nothing grows from the second of ten samples on."""
     assert len(samples) == 10
     settled, later = samples[1], samples[2:]
+    # Files: what is being read just then is open.
     # Regions of memory: also those of allocators, a few more or less. One that stayed would be one per pass.
-    for what, slack in {"arrays": 0, "threads": 0, "files": 0, "regions": 10}.items():
+    for what, slack in {"arrays": 0, "threads": 0, "files": 4, "regions": 10}.items():
         assert max(sample[what] for sample in later) <= settled[what] + slack, (what, samples)
     assert max(sample["bytes"] for sample in later) <= settled["bytes"] + SLACK_BYTES, samples
 
@@ -94,4 +95,4 @@ def test_a_thousand_tokens(tmp_path: Path) -> None:
 def test_two_hundred_passes(tmp_path: Path) -> None:
     endor.save(tmp_path / "x.endor", stack(8, hidden=128))
     path = tmp_path / "x.endor"
-    check_flat(sampled(PASSES, path, device_budget(path, 0), host_budget(path, 5)))
+    check_flat(sampled(PASSES, path, device_budget(path, 0), host_budget(path, 6)))

@@ -165,14 +165,15 @@ def test_the_unequal_record_that_matters_is_kept() -> None:
 
 def test_where_memory_is_shared_records_are_used_in_their_slots() -> None:
     sizes = [(MIB, 1)] * 10
-    apart = plan(sizes, 4 * MIB, 4 * MIB)
+    apart = plan(sizes, 4 * MIB, 5 * MIB)
     assert apart is not None
-    assert (apart.stream_buffer_bytes, apart.slots) == (4 * MIB, 4)
-    shared = plan(sizes, 0, 5 * MIB, shared=True)
+    # Two issued ahead, two being read, one waiting for that.
+    assert (apart.stream_buffer_bytes, apart.slots) == (4 * MIB, 5)
+    shared = plan(sizes, 0, 6 * MIB, shared=True)
     assert shared is not None
-    # Two issued ahead, the one that runs, the one before it, one being read.
-    assert (shared.stream_buffer_bytes, shared.slots) == (0, 5)
-    assert shared.host_bytes == 5 * MIB
+    # And the one that ran before.
+    assert (shared.stream_buffer_bytes, shared.slots) == (0, 6)
+    assert shared.host_bytes == 6 * MIB
 
 
 def test_fewer_are_issued_ahead_where_only_that_fits() -> None:
@@ -181,7 +182,7 @@ def test_fewer_are_issued_ahead_where_only_that_fits() -> None:
             [demand(i, MIB) for i in range(10)],
             fixed=costs(0, 0),
             device_budget_bytes=device,
-            host_budget_bytes=4 * MIB,
+            host_budget_bytes=5 * MIB,
             depth=depth,
         )
 
@@ -215,7 +216,7 @@ def test_repr() -> None:
         [demand(i, MIB) for i in range(10)],
         fixed=costs(3 * MIB, 512 * 1024),
         device_budget_bytes=9 * MIB,
-        host_budget_bytes=int(6.5 * MIB),
+        host_budget_bytes=int(7.5 * MIB),
     )
     assert repr(made).splitlines() == [
         "records      2 on the device, 2 in host memory, 6 on disk; 2 issued ahead, 2 being read",
@@ -224,10 +225,10 @@ def test_repr() -> None:
         "  KV cache            3 MiB",
         "  resident records    2 MiB",
         "  stream buffers      4 MiB",
-        "host         6.5 MiB of 6.5 MiB",
+        "host         7.5 MiB of 7.5 MiB",
         "  token embedding     512 KiB",
         "  kept records        2 MiB",
-        "  ring of 4 slots     4 MiB",
+        "  ring of 5 slots     5 MiB",
     ]
 
 
@@ -246,14 +247,14 @@ def test_what_is_staged_counts() -> None:
             demands,
             fixed=FixedCosts(),
             device_budget_bytes=4 * MIB,
-            host_budget_bytes=6 * MIB,
+            host_budget_bytes=7 * MIB,
             depth=2,
             staged=staged,
         )
 
     assert (made(staged=False).staging_bytes, made(staged=True).staging_bytes) == (0, 2 * MIB)
     assert made(staged=False).count("host") == 2
-    assert (made(staged=True).count("host"), made(staged=True).host_bytes) == (0, 6 * MIB)
+    assert (made(staged=True).count("host"), made(staged=True).host_bytes) == (0, 7 * MIB)
     assert "staging             2 MiB" in repr(made(staged=True))
 
 
@@ -271,4 +272,4 @@ def test_one_read_at_a_time_where_only_that_fits() -> None:
     made = make_plan(
         demands, fixed=FixedCosts(), device_budget_bytes=3 * MIB, host_budget_bytes=2 * MIB, reads=4
     )
-    assert (made.depth, made.reads, made.slots) == (1, 1, 2)
+    assert (made.depth, made.reads, made.queued, made.slots) == (1, 1, 0, 2)

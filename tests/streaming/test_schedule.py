@@ -11,9 +11,11 @@ from endor_jax.streaming.schedule import Action, make_schedule
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 
 
-def planned(tiers: tuple[Tier, ...], *, depth: int = 2, reads: int = 2, shared: bool = False) -> Plan:
+def planned(
+    tiers: tuple[Tier, ...], *, depth: int = 2, reads: int = 2, shared: bool = False, queued: int = 0
+) -> Plan:
     demands = tuple(Demand(f"layers.{i}", 4000, 4096, 1, 4096) for i in range(len(tiers)))
-    return Plan(demands, tiers, FixedCosts(), depth, 0, 0, shared, reads)
+    return Plan(demands, tiers, FixedCosts(), depth, 0, 0, shared, reads, queued=queued)
 
 
 def written(actions: tuple[Action, ...]) -> str:
@@ -51,11 +53,14 @@ def test_nothing_moves_where_everything_stays() -> None:
     st.integers(1, 5),
     st.integers(1, 4),
     st.booleans(),
+    st.integers(0, 1),
     st.integers(1, 4),
 )
-def test_every_schedule(tiers: list[Tier], depth: int, reads: int, shared: bool, turns: int) -> None:
+def test_every_schedule(
+    tiers: list[Tier], depth: int, reads: int, shared: bool, queued: int, turns: int
+) -> None:
     """Walks it as the executor does, and finds every slot where the plan says that it is."""
-    plan = planned(tuple(tiers), depth=depth, reads=reads, shared=shared)
+    plan = planned(tuple(tiers), depth=depth, reads=reads, shared=shared, queued=queued)
     schedule = make_schedule(plan)
     records, streamed, read = range(len(plan.tiers)), plan.streamed, plan.read
     in_pass = [action.record for action in schedule.one_pass if action.kind == "step"]
@@ -78,7 +83,7 @@ def test_every_schedule(tiers: list[Tier], depth: int, reads: int, shared: bool,
             assert record == streamed[put % len(streamed)]
             put += 1
             if record in read:
-                assert len(reading) >= reads  # others are being read while this one is waited for
+                assert len(reading) >= reads + queued  # while this one is waited for
                 assert reading.pop(0) == record
             moving.append(record)
             assert len(moving) <= ahead + 1

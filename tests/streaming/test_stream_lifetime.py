@@ -49,17 +49,17 @@ def test_error_in_a_layer_closes_the_stream(path: Path) -> None:
     def layer(params: Any, x: Any, state: Any) -> Any:
         raise ZeroDivisionError("in the layer")
 
-    run = endor.stream(layer, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 5))
+    run = endor.stream(layer, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 6))
     with pytest.raises(ZeroDivisionError):
         run(inputs())
     with pytest.raises(StreamError):
         run(inputs())
 
 
-@pytest.mark.parametrize("buffers", [5, 99])
+@pytest.mark.parametrize("buffers", [6, 99])
 def test_damaged_part(tmp_path: Path, buffers: int) -> None:
     endor.save(tmp_path / "x", LAYERS)
-    device, host = device_budget(tmp_path / "x", buffers - 5), host_budget(tmp_path / "x", buffers)
+    device, host = device_budget(tmp_path / "x", buffers - 6), host_budget(tmp_path / "x", buffers)
     file = tmp_path / "x/parts/layers.3.0/c/0"
     data = bytearray(file.read_bytes())
     data[999] ^= 1
@@ -80,7 +80,7 @@ def test_budget_too_small(path: Path) -> None:
 
 
 def test_abandoned_stream_stops_its_readers(path: Path) -> None:
-    run = endor.stream(apply, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 5))
+    run = endor.stream(apply, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 6))
     executor = weakref.ref(run._executor)
     run(inputs())
     del run
@@ -96,7 +96,7 @@ def test_exit_without_close(path: Path) -> None:
         "slow = Checkpoint.read_part\n"
         "Checkpoint.read_part = lambda *a, **k: [slow(*a, **k) for _ in range(100)]\n"
         f"run = endor.stream(lambda p, x, s: (x, s), {str(path)!r}, "
-        f"device_memory={device_budget(path, 0)}, host_memory={host_budget(path, 5)})\n"
+        f"device_memory={device_budget(path, 0)}, host_memory={host_budget(path, 6)})\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
