@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from endor_jax.bench.contender_process import UNCOUNTED, Contender, ContenderProcess, Turn
-from endor_jax.bench.environment import Environment, environment, usable_cpus
+from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.offload_contenders import TIERS, Files, files_for, ours, peers, prepare
 from endor_jax.bench.offload_limits import Rate, RateOf, disk_rate, moving_rate
 from endor_jax.bench.page_cache import check_page_cache, fill
 from endor_jax.bench.peers import need
 from endor_jax.bench.workloads import workload
 from endor_jax.errors import EndorError, OptionError
+from endor_jax.processors import usable_cpus
 
 PROMPT = tuple(range(100, 116))
 """Ids: the weights are random, so no text would mean anything."""

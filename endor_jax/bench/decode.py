@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from endor_jax.bench.environment import Environment, environment, usable_cpus
+from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.peers import need, transformers_tokens
 from endor_jax.conversion.api import convert
 from endor_jax.conversion.export import export
 from endor_jax.errors import EndorError, InvalidInputError
 from endor_jax.generate.model import Model, load
+from endor_jax.processors import usable_cpus
 
 OURS = "ours"
 PEERS = ("bfloat16", "float32")

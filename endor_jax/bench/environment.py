@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from endor_jax import native
+from endor_jax.processors import caches, usable_cpus
 from endor_jax.version import VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tensorstore")
 PEERS = ("torch", "transformers", "accelerate")
-CPUS = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")
-CACHE_BYTES = 32 * 2**20
-"""Taken for the last-level cache where the machine does not tell: more than most have for one thread."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +33,6 @@ class Environment:
 def environment() -> Environment:
     """That of this process."""
     return Environment(_commit(), _versions(), _machine())
-
-
-def last_level_cache_bytes() -> int:
-    """Of the largest cache that this process's CPUs share, or CACHE_BYTES."""
-    return max((cache["bytes"] for cache in _caches()), default=CACHE_BYTES)
-
-
-def usable_cpus() -> tuple[int, ...]:
-    """The CPUs that this process may run on, where the system tells; else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def _commit() -> str | None:
@@ -77,7 +63,7 @@ def _machine() -> dict[str, Any]:
         "model": _cpu_model(),
         "cpus": os.cpu_count(),
         "usable_cpus": len(usable_cpus()),
-        "caches": _caches(),
+        "caches": caches(),
         "features": _features(),
         "instruction_sets": list(native.instruction_sets()) if native.available() else [],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -105,21 +91,3 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     lines = [line.split(":", 1) for line in CPUINFO.read_text().split("\n\n")[0].splitlines()]
     return {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
-
-
-def _caches() -> list[dict[str, Any]]:
-    """Level, kind, bytes and sharing CPUs of the first CPU's caches; empty where the system does not tell."""
-    caches = []
-    for index in sorted(CPUS.glob("cpu0/cache/index*")):
-        text = {name: (index / name).read_text().strip() for name in ("level", "type", "size")}
-        shared = index / "shared_cpu_list"
-        units = {"K": 2**10, "M": 2**20, "G": 2**30}
-        caches.append(
-            {
-                "level": int(text["level"]),
-                "kind": text["type"],
-                "bytes": int(text["size"][:-1]) * units[text["size"][-1]],
-                "shared_by_cpus": shared.read_text().strip() if shared.is_file() else "",
-            }
-        )
-    return caches

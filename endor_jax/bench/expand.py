@@ -23,7 +23,7 @@ import numpy as np
 from endor_jax import native
 from endor_jax.arrays import array_bytes, dtype_from_name
 from endor_jax.bench.bandwidth import MEMCPY, memory_contenders
-from endor_jax.bench.environment import Environment, environment, last_level_cache_bytes, usable_cpus
+from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.matrices import (
     Shape,
     copies_beyond,
@@ -39,6 +39,7 @@ from endor_jax.format.encode import encode_array
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.expand import cpu, xla
+from endor_jax.processors import last_level_cache_bytes, usable_cpus
 
 SHAPES: tuple[Shape, ...] = ((4096, 4096), (4096, 11008))
 CODECS = ("raw", "packed:2")

@@ -21,7 +21,7 @@ import numpy as np
 from endor_jax import native
 from endor_jax.arrays import dtype_from_name
 from endor_jax.bench.bandwidth import READ, memory_contenders
-from endor_jax.bench.environment import Environment, environment, last_level_cache_bytes, usable_cpus
+from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.matrices import Shape, copies, pruned_weights, shape_name, sparse_copies, stored_bytes
 from endor_jax.bench.peers import installed, torch_product, xla_product
 from endor_jax.bench.processes import check_threads, process_of, run
@@ -32,6 +32,7 @@ from endor_jax.format.values import parse_codec
 from endor_jax.kernels.expand import cpu as cpu_expand
 from endor_jax.kernels.linear import cpu as cpu_linear
 from endor_jax.kernels.linear import dense, linear
+from endor_jax.processors import last_level_cache_bytes, usable_cpus
 
 SHAPES: tuple[Shape, ...] = ((4096, 4096), (4096, 11008), (8192, 28672))
 ROWS = (1, 2, 4, 8, 16, 32)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from endor_jax.bench.bandwidth import memory_contenders
-from endor_jax.bench.environment import last_level_cache_bytes, usable_cpus
 from endor_jax.bench.race import race
+from endor_jax.processors import last_level_cache_bytes, usable_cpus
 from endor_jax.store.disk_rates import measure
 from endor_jax.store.manifest import read_manifest
 from endor_jax.streaming.budget import default_device

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import jax
 
-from endor_jax.bench.environment import usable_cpus
 from endor_jax.bench.failures import outcome, result
 from endor_jax.errors import OptionError, UnsupportedError
+from endor_jax.processors import usable_cpus
 
 
 def check_threads(threads: int) -> None:

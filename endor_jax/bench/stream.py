@@ -35,7 +35,7 @@ from endor_jax.streaming.transfer import shares_memory
 
 READERS = ("direct", "preadv", "tensorstore")
 CACHED = Store("preadv"), Store(MAPPED)
-RATES = (0.25e9, 0.5e9, 1e9, 2e9, 4e9)
+RATES = (0.5e9, 1e9, 2e9, 4e9)
 SEQUENCES = (1, 8, 32)
 
 

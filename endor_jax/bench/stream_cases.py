@@ -26,10 +26,10 @@ from endor_jax.bench.stream_passes import (
     time_passes,
 )
 from endor_jax.generate.placement import pass_records
+from endor_jax.processors import usable_cpus
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
 from endor_jax.streaming.plan import Plan, Tier
-from endor_jax.streaming.rates import processors
 from endor_jax.streaming.timeline import Span, Stages, Timeline
 from endor_jax.streaming.transfer import shares_memory
 
@@ -184,7 +184,7 @@ def measure_case(
         one_after_another=total["one after another"],
         alone={stage: total[stage] for stage in ("read", "transfer", "compute") if stage in total},
         waited=waited,
-        threads=processors() if shares else None,
+        threads=len(usable_cpus()) if shares else None,
         dense_bytes=None if uncompressed is None else plan_of_records(uncompressed).read_bytes_per_pass,
         dense=total.get("dense"),
     )

@@ -1,7 +1,7 @@
 """What the stages of a pass cost for a model: rates of the machine applied to its records.
 
 Nothing is measured on the model's own weights. A product costs what one with a random matrix of as many
-weights in the same codec does, a step what that of a tiny model of the family does, a read what the disk
+weights in the same codec does, a step what that of a small model of the family does, a read what the disk
 gives to the reader that was chosen.
 """
 
@@ -13,12 +13,13 @@ from collections import Counter
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.generate.placement import Geometry, pass_records
 from endor_jax.generate.step_rates import step_rates
+from endor_jax.processors import usable_cpus
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.reader_choice import Choice
 from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.measure import product_curve
 from endor_jax.streaming.prediction import Costs
-from endor_jax.streaming.rates import Product, processors
+from endor_jax.streaming.rates import Product
 from endor_jax.streaming.transfer import Device
 
 LOGITS = "float32"
@@ -61,7 +62,7 @@ def costs_of(manifest: Manifest, shape: Geometry, *, choice: Choice, device: Dev
         cached=choice.cached,
         ring_bytes_per_second=link.ring_bytes_per_second,
         kept_bytes_per_second=link.kept_bytes_per_second,
-        processors=processors(),
+        processors=len(usable_cpus()),
         sequences=shape.sequences,
         # Caches that wait on the host are moved to the device and back.
         moved_bytes=2 * shape.cache_bytes if shape.cache_tier == "host" else 0,

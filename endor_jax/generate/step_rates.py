@@ -1,16 +1,16 @@
-"""What the steps of a model cost besides its products: measured on a tiny model of the family, remembered.
+"""What the steps of a model cost besides its products: measured on a small model of the family, remembered.
 
-The tiny model has the heads, the cache and the rows of the real one, but few inputs and a random matrix
-for each of its own. So a step of it costs what any step does (dispatch, norms, rope, attention, the cache, of
-which XLA on CPU copies what it writes), and products that are as good as nothing, and subtracted. Its caches
-are as many as no processor's cache holds, or as the model has layers.
+The small model has the heads, the cache and the rows of the real one, but fewer inputs and random matrices. A
+step of it costs what any step does (dispatch, norms, rope, attention, the cache, products that wait for each
+other), and its products, which are subtracted. Its caches and matrices are as many as no processor's cache
+holds, or as the model has layers.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -29,17 +29,22 @@ from endor_jax.generate import steps
 from endor_jax.generate.placement import Geometry
 from endor_jax.generate.sampling import Sampler, sample
 from endor_jax.models import Decoder, KVCache, LlamaConfig, as_bits, create_cache
-from endor_jax.streaming.measure import CACHES, last_level_cache_bytes
+from endor_jax.processors import last_level_cache_bytes
+from endor_jax.prune.magnitude import apply_mask, magnitude_mask
+from endor_jax.streaming.measure import CACHES
 from endor_jax.streaming.rates import Curve, Product, remembered
 from endor_jax.streaming.transfer import Device
 
-HIDDEN, INTERMEDIATE = 64, 128
-"""Sizes of the tiny model."""
+HIDDEN, INTERMEDIATE = 1024, 2816
+"""Most of the small model: its matrices come from memory, as those of the real one do, so that everything
+else in a step is as cold, and competes for as much, as it will."""
 OPT_HEADS = 4
-"""Heads of a tiny OPT, whose heads make up its hidden size; its cache is as much longer."""
+"""Heads of a small OPT, whose heads make up its hidden size; its cache is as much longer."""
 STEPS = 24
 """In a row, as in a pass: one is dispatched while the one before runs."""
-REPEATS = 8
+REPEATS = 6
+LEAST_SECONDS = 1e-6
+"""Of a step: what is subtracted was measured at another moment."""
 POSITION = 100
 """Of the token that passes: an early one of a conversation."""
 
@@ -79,42 +84,57 @@ def step_rates(
 def _measure(
     shape: Geometry, *, rows: int, curve: Callable[[Product], Curve], device: Device, codec: str, dtype: str
 ) -> StepRates:
-    decoder, capacity = _tiny(shape)
+    decoder, capacity = _small(shape)
     x_dtype = dtype_from_name(shape.dtype)
     hidden = decoder.config.hidden_size
-    record = _record(decoder.block_shapes, codec, dtype, device)
+    layers = _records(decoder.block_shapes, codec, dtype, count=shape.config.layers, device=device)
     x = jax.device_put(jnp.ones((rows, 1, hidden), x_dtype), device)
     start = jax.device_put(np.full(rows, min(POSITION, shape.context - 1), np.int32), device)
     caches = _caches(decoder, capacity, rows=rows, dtype=x_dtype, count=shape.config.layers, device=device)
 
+    y = x
+
     def block(i: int) -> object:
-        y, caches[i % len(caches)] = steps.block_step(decoder, record, x, caches[i % len(caches)], start)
+        nonlocal y
+        cache, record = caches[i % len(caches)], layers[i % len(layers)]
+        y, caches[i % len(caches)] = steps.block_step(decoder, record, y if i else x, cache, start)
         return y
 
-    product = Product(codec, dtype, shape.dtype, shape.dtype, rows)
-    products = sum(curve(product).seconds(prod(s)) for s in decoder.block_shapes.values() if len(s) == 2)
-    block_seconds = _step_seconds(block)
-    head = _record({"weight": (HIDDEN, hidden)}, codec, dtype, device)
-    head_seconds = _step_seconds(lambda _: steps.head_step(head, x))
+    def beside(seconds: float, shapes: Iterable[tuple[int, ...]], output: str) -> float:
+        """Seconds without those of the products."""
+        product = Product(codec, dtype, shape.dtype, output, rows)
+        return seconds - sum(curve(product).seconds(prod(s)) for s in shapes if len(s) == 2)
+
+    block_seconds = beside(_step_seconds(block), decoder.block_shapes.values(), shape.dtype)
+    matrix = HIDDEN, hidden
+    heads = _records({"weight": matrix}, codec, dtype, count=shape.config.layers, device=device)
+    head_seconds = beside(
+        _step_seconds(lambda i: steps.head_step(heads[i % len(heads)], x)), [matrix], "float32"
+    )
     ends = _ends_seconds(shape, decoder, x=x, start=start, device=device, dtype=dtype)
-    return StepRates(max(block_seconds - products, head_seconds), head_seconds, ends)
+    return StepRates(max(block_seconds, head_seconds, LEAST_SECONDS), max(head_seconds, LEAST_SECONDS), ends)
 
 
-def _tiny(shape: Geometry) -> tuple[Decoder, int]:
-    """The tiny model's decoder, and the positions of its cache, which takes the bytes of the real one."""
+def _small(shape: Geometry) -> tuple[Decoder, int]:
+    """The small model's decoder, and the positions of its cache, which takes the bytes of the real one."""
     config = shape.config
     if isinstance(config, LlamaConfig):
-        tiny = replace(config, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, layers=1)
-        return models.decoder(tiny), shape.capacity
+        small = replace(
+            config,
+            hidden_size=min(HIDDEN, config.hidden_size),
+            intermediate_size=min(INTERMEDIATE, config.intermediate_size),
+            layers=1,
+        )
+        return models.decoder(small), shape.capacity
     heads = min(config.heads, OPT_HEADS)
-    tiny = replace(
+    small = replace(
         config,
         hidden_size=heads * config.head_dim,
-        intermediate_size=INTERMEDIATE,
+        intermediate_size=min(INTERMEDIATE, config.intermediate_size),
         heads=heads,
         layers=1,
     )
-    return models.decoder(tiny), shape.capacity * config.heads // heads
+    return models.decoder(small), shape.capacity * config.heads // heads
 
 
 def _caches(
@@ -134,21 +154,29 @@ def _caches(
     return [first, *(one() for _ in range(min(count, enough) - 1))]
 
 
-def _record(shapes: Mapping[str, tuple[int, ...]], codec: str, dtype: str, device: Device) -> Record:
-    """Random parameters of these shapes; matrices in a codec, half pruned."""
+def _records(
+    shapes: Mapping[str, tuple[int, ...]], codec: str, dtype: str, *, count: int, device: Device
+) -> list[Record]:
+    """Random parameters of these shapes; matrices in a codec, half pruned. Copies of them, as many as a model
+    has layers, or as are enough."""
     random = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {}
     specs: dict[str, TensorSpec] = {}
     for name, shape in shapes.items():
         array = random.standard_normal(shape, np.float32) * np.float32(0.1)
         matrix = len(shape) == 2
-        kept = np.where(random.random(shape, np.float32) < 0.5, array, np.float32(0)) if matrix else array
+        # Pruned by magnitude: small values that are kept would be escapes, which cost what none does.
+        kept = apply_mask(array, magnitude_mask(array, 0.5)) if matrix else array
         arrays[name] = kept.astype(dtype_from_name(dtype))
         specs[name] = TensorSpec(shape, dtype, parse_codec(codec) if matrix else None)
     layout = plan_layout(specs)
     encoded = encode_record(layout, arrays)
-    words = tuple(jax.device_put(part, device) for part in encoded.parts)
-    return Record(words, with_escapes(layout, encoded.escapes))
+    enough = -(-CACHES * last_level_cache_bytes() // sum(part.nbytes for part in encoded.parts))
+    copies = [
+        tuple(jax.device_put(jnp.array(part, copy=True), device) for part in encoded.parts)
+        for _ in range(min(count, enough))
+    ]
+    return [Record(words, with_escapes(layout, encoded.escapes)) for words in copies]
 
 
 def _step_seconds(issue: Callable[[int], object]) -> float:
@@ -188,7 +216,16 @@ def _ends_seconds(
         for row in wide:
             sample(row, sampler, random, seen=[])
 
-    return _step_seconds(ends)
+    # A pass leaves nothing in the caches that this needs.
+    pushed_out = np.ones(CACHES * last_level_cache_bytes(), np.uint8)
+    ends(0)
+    samples = []
+    for _ in range(REPEATS):
+        pushed_out += 1
+        clock = time.perf_counter()
+        ends(0)
+        samples.append(time.perf_counter() - clock)
+    return statistics.median(samples)
 
 
 def _dense(shapes: Mapping[str, tuple[int, ...]], dtype: str, device: Device) -> Record:

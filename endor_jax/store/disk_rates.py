@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import os
 import socket
 import threading
@@ -24,6 +23,7 @@ import numpy as np
 
 from endor_jax.arrays import round_up
 from endor_jax.errors import UnsupportedError
+from endor_jax.memory import aligned_buffer
 from endor_jax.store.direct import READERS, open_part
 from endor_jax.store.part import DATA_FILE, PAGE_BYTES
 from endor_jax.store.remembered import recall, remember
@@ -98,10 +98,7 @@ def measure(parts: Parts, readers: Sequence[str]) -> dict[str, Rates]:
 def _memory(piece_bytes: int) -> list[np.ndarray]:
     """Page-aligned buffers for pieces, beside each other in large pages."""
     pitch = round_up(max(piece_bytes, 1), PAGE_BYTES)
-    mapped = mmap.mmap(-1, round_up(MEMORY_BYTES, pitch), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(mapped, np.uint8)
+    whole = aligned_buffer(round_up(MEMORY_BYTES, pitch))
     whole.fill(0)  # pages that are not there yet are no matter of the disk's
     return [whole[start : start + piece_bytes] for start in range(0, whole.shape[0], pitch)]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax.numpy as jnp
 
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.memory import free_host_bytes
+from endor_jax.streaming.cuda_runtime import find_runtime, unclaimed_bytes
+from endor_jax.streaming.memory_pools import free_in_pool
 from endor_jax.streaming.sizes import parse_size
 from endor_jax.streaming.transfer import Device
 
@@ -42,7 +46,7 @@ def budgets(
 
 
 def free_device_bytes(device: Device) -> int:
-    """What JAX's own pool on the device can still give out."""
+    """What JAX's own pool on the device can still give out, as far as other processes have left it room."""
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         raise InvalidInputError(
@@ -51,4 +55,8 @@ def free_device_bytes(device: Device) -> int:
             expected="one, to take 90 % of it",
             fix="give a budget: device_memory (--device-memory)",
         )
-    return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    unclaimed = None
+    if device.platform == "gpu":
+        with contextlib.suppress(UnsupportedError):  # not CUDA: what the pool says stands
+            unclaimed = unclaimed_bytes(find_runtime(), device.local_hardware_id or 0)
+    return free_in_pool(stats, unclaimed_bytes=unclaimed)

@@ -22,13 +22,14 @@ import numpy as np
 from endor_jax.errors import StreamError
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.record import Record
+from endor_jax.memory import aligned_buffer
 from endor_jax.store.manifest import Part
 from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, closed_error, named
-from endor_jax.streaming.ring import Ring, aligned_buffer
+from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.schedule import Action, Schedule, make_schedule
 from endor_jax.streaming.timeline import Stages, Timeline
 from endor_jax.streaming.transfer import Device, Kept, Source, Way, keep, pin_for, put, shares_memory

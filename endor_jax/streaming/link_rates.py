@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from endor_jax.errors import UnsupportedError
+from endor_jax.memory import aligned_buffer
 from endor_jax.store.remembered import recall, remember
 from endor_jax.streaming.cuda_runtime import HOST_TO_DEVICE, find_runtime
-from endor_jax.streaming.ring import aligned_buffer
 from endor_jax.streaming.transfer import WAYS, Device, Source, Way, keep, pin_for, put
 
 FILE = "links.json"

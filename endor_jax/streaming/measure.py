@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import linear
+from endor_jax.processors import last_level_cache_bytes
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
 from endor_jax.streaming.rates import Curve, Product, remembered
 from endor_jax.streaming.transfer import Device
@@ -36,9 +36,6 @@ CACHES = 4
 """What is measured in turn totals this many times the last-level cache."""
 MOST_COPIES = 256
 """Of a tiny matrix, which is measured for what any operation costs."""
-CACHE_BYTES = 32 * 2**20
-"""Taken for the last-level cache where the machine does not tell."""
-CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def product_curve(product: Product, device: Device, *, anew: bool = False) -> Curve:
@@ -120,10 +117,3 @@ def _seconds(call: Callable[[int], object]) -> float:
         count += 1
         jax.block_until_ready(call(count))
     return (time.perf_counter() - begun) / count
-
-
-def last_level_cache_bytes() -> int:
-    """Of the largest cache of the first processor, where the system tells; else CACHE_BYTES."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    sizes = [path.read_text().strip() for path in CPU_CACHES.glob("index*/size")]
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=CACHE_BYTES)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import math
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import jax
 
 from endor_jax import native
 from endor_jax.memory import give_back
+from endor_jax.processors import usable_cpus
 from endor_jax.store.remembered import recall, remember
 from endor_jax.streaming.transfer import Device
 from endor_jax.version import VERSION
@@ -71,15 +71,8 @@ def machine(device: Device) -> str:
     sets = " ".join(native.instruction_sets())
     return (
         f"{socket.gethostname()}, {device.device_kind} ({device.platform}), endor_jax {VERSION}, "
-        f"jax {jax.__version__}, {sets or 'no extension'}, {processors()} threads"
+        f"jax {jax.__version__}, {sets or 'no extension'}, {len(usable_cpus())} threads"
     )
-
-
-def processors() -> int:
-    """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def remembered(

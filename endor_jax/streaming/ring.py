@@ -7,17 +7,7 @@ import mmap
 import numpy as np
 
 from endor_jax.arrays import round_up
-
-
-def aligned_buffer(size_bytes: int) -> np.ndarray:
-    """(size,) uint8, zeroed, at a page boundary: what O_DIRECT, pinning and fast copies want.
-
-    Mapped, not allocated: malloc keeps large blocks after they are freed, a mapping goes back at once.
-    """
-    memory = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux: faulting in small pages costs five times a copy
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)[:size_bytes]
+from endor_jax.memory import aligned_buffer
 
 
 class Ring:

@@ -8,10 +8,12 @@ from pathlib import Path
 import jax
 import pytest
 
+from endor_jax import processors
 from endor_jax.bench import environment as described
-from endor_jax.bench.environment import environment, last_level_cache_bytes, usable_cpus
+from endor_jax.bench.environment import environment
 from endor_jax.bench.processes import check_threads, process_of, run
 from endor_jax.errors import InvalidInputError, OptionError, UnsupportedError
+from endor_jax.processors import last_level_cache_bytes, usable_cpus
 
 
 def test_the_environment_tells_commit_versions_and_machine():
@@ -22,8 +24,8 @@ def test_the_environment_tells_commit_versions_and_machine():
 
 
 def test_caches_are_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(described, "CPUS", tmp_path)
-    assert last_level_cache_bytes() == described.CACHE_BYTES
+    monkeypatch.setattr(processors, "CPUS", tmp_path)
+    assert last_level_cache_bytes() == processors.CACHE_BYTES
     for index, (level, kind, size) in enumerate([("1", "Data", "32K"), ("3", "Unified", "96M")]):
         cache = tmp_path / "cpu0" / "cache" / f"index{index}"
         cache.mkdir(parents=True)

@@ -78,10 +78,10 @@ def test_steps_of_a_family_are_measured_once_and_take_time(
     assert measured() == first
 
 
-def test_a_tiny_opt_has_the_bytes_of_the_real_cache() -> None:
+def test_a_small_opt_has_the_bytes_of_the_real_cache() -> None:
     config = OPT | {"hidden_size": 96, "word_embed_proj_dim": 96, "num_attention_heads": 12}
     shape = geometry_of(config)
-    decoder, capacity = step_rates_module._tiny(shape)
+    decoder, capacity = step_rates_module._small(shape)
     assert decoder.config.head_dim == shape.config.head_dim
     assert capacity * decoder.config.kv_heads == shape.capacity * shape.config.kv_heads
 

@@ -12,7 +12,7 @@ import pytest
 import endor_jax as endor
 from endor_jax.format.decode import decode
 from endor_jax.format.encode import encode_array
-from endor_jax.streaming.ring import aligned_buffer
+from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.transfer import put
 from tests import shapes
 from tests.tiny_models import LLAMA, write_tiny

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from endor_jax.errors import UnsupportedError
+from endor_jax.memory import aligned_buffer
 from endor_jax.streaming import cuda_runtime
 from endor_jax.streaming.cuda_runtime import find_runtime, load_runtime, runtime_paths, unclaimed_bytes
 from endor_jax.streaming.pinning import pin
-from endor_jax.streaming.ring import aligned_buffer
 from tests.streaming.fake_cudart import FakeCuda, compile_fake_cudart
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endor_jax.errors import DoesNotFitError, OptionError, UnsupportedError
+from endor_jax.memory import aligned_buffer
 from endor_jax.streaming import cuda_runtime, link, link_rates
 from endor_jax.streaming.link import SHARED, WORTH, choose, choose_link
 from endor_jax.streaming.link_rates import Measured, Rates, copy_rate, measure_link
-from endor_jax.streaming.ring import aligned_buffer
 from endor_jax.streaming.transfer import WAYS
 from tests.streaming.fake_cudart import FakeCuda, compile_fake_cudart
 

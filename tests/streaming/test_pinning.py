@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from endor_jax.errors import StreamError, UnsupportedError
+from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.pinning import pin
-from endor_jax.streaming.ring import Ring, aligned_buffer
+from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.transfer import keep, pin_for, put
 from tests.streaming.fake_cudart import FakeCuda, compile_fake_cudart
 

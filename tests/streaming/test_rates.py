@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 
 from endor_jax.streaming import measure, rates
 from endor_jax.streaming.budget import default_device
-from endor_jax.streaming.measure import (
-    SHAPES,
-    copy_rate,
-    expand_rate,
-    last_level_cache_bytes,
-    matrix_copies,
-    product_curve,
-)
+from endor_jax.streaming.measure import SHAPES, copy_rate, expand_rate, matrix_copies, product_curve
 from endor_jax.streaming.rates import Curve, Product, figures, remembered
 
 PRODUCT = Product("packed:2", "bfloat16", "bfloat16", "float32", rows=2)
@@ -90,7 +83,7 @@ def test_rates_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert remembered(device, "y", measured) == (2.0,)
     assert remembered(device, "x", measured, anew=True) == (3.0,)
     assert remembered(device, "x", measured) == (3.0,)
-    monkeypatch.setattr(rates, "processors", lambda: 1000)
+    monkeypatch.setattr(rates, "usable_cpus", lambda: range(1000))
     assert remembered(device, "x", measured) == (4.0,)
 
 
@@ -114,15 +107,6 @@ def test_seconds_of_a_curve_are_never_negative(seconds: list[float], weights: in
     curve = Curve(tuple(zip((10, 1000, 100_000), seconds, strict=True)))
     assert curve.seconds(weights) >= 0
     assert curve.per_second > 0
-
-
-def test_the_last_level_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "CPU_CACHES", tmp_path)
-    assert last_level_cache_bytes() == measure.CACHE_BYTES  # where the system does not tell
-    for index, size in enumerate(("48K", "2M", "512K")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}/size").write_text(size + "\n")
-    assert last_level_cache_bytes() == 2 * 2**20
 
 
 def test_sizes_of_a_curve_rise() -> None:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from endor_jax.streaming.ring import Ring, aligned_buffer
+from endor_jax.memory import aligned_buffer
+from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.transfer import put, shares_memory
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.streaming import budget
 from endor_jax.streaming.sizes import format_size, parse_size
 
@@ -106,3 +106,19 @@ def test_default_device_follows_jax() -> None:
     assert budget.default_device() == jax.local_devices()[0]
     with jax.default_device(other):
         assert budget.default_device() == other
+
+
+@pytest.mark.parametrize(("unclaimed", "free"), [(30, 60), (1000, 90), (None, 90)])
+def test_what_other_processes_hold_is_not_free(
+    monkeypatch: pytest.MonkeyPatch, unclaimed: int | None, free: int
+) -> None:
+    def runtime() -> object:
+        if unclaimed is None:
+            raise UnsupportedError("CUDA", got="none", expected="one", fix="install it")
+        return object()
+
+    monkeypatch.setattr(budget, "find_runtime", runtime)
+    monkeypatch.setattr(budget, "unclaimed_bytes", lambda _, ordinal: unclaimed if ordinal == 1 else 0)
+    device = Mock(spec=jax.Device, platform="gpu", local_hardware_id=1)
+    device.memory_stats.return_value = {"bytes_limit": 100, "bytes_in_use": 10, "pool_bytes": 40}
+    assert budget.free_device_bytes(device) == free

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from endor_jax.errors import UnsupportedError
+from endor_jax.memory import aligned_buffer
 from endor_jax.streaming import transfer
-from endor_jax.streaming.ring import aligned_buffer
 from endor_jax.streaming.transfer import Way, keep, put, shares_memory
 
 
