@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +90,4 @@ def _least_plan(checkpoint: Checkpoint, sequences: int) -> Plan:
         host_budget_bytes=2**62,
         shares_memory=shares_memory(default_device()),
     )
-    return all_read(everything)
+    return replace(all_read(everything), reads=checkpoint.reader_choice.reads)

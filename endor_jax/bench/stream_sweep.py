@@ -66,9 +66,9 @@ class SweepPoint:
 
 
 def predict_sweep(checkpoint: Checkpoint, *, budgets: int) -> tuple[Predicted, ...]:
-    """So many device budgets, from none of the records resident to all; nothing of the model is run or read.
+    """So many device budgets, from none of the records resident to all; nothing of the model is run.
 
-    Rates are those of this machine; what is not remembered is measured, on random data.
+    Rates are those of this machine; what is not remembered is measured: on random data, but for the disk.
     """
     device = default_device()
     shares = shares_memory(device)
@@ -78,14 +78,16 @@ def predict_sweep(checkpoint: Checkpoint, *, budgets: int) -> tuple[Predicted, .
     )
     everything = sum(demand.buffer_bytes for demand in nothing.demands)
     least = nothing.device_bytes - nothing.resident_bytes
-    streaming = all_read(nothing)
-    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device)
+    choice = checkpoint.reader_choice
+    streaming = replace(all_read(nothing), reads=choice.reads)
+    costs = costs_of(manifest, shape, choice=choice, device=device)
     plans = (
         plan_model(
             manifest,
             shape,
             device_budget_bytes=least + streaming.stream_buffer_bytes + everything * i // (budgets - 1),
             host_budget_bytes=streaming.host_bytes,
+            reads=choice.reads,
             shares_memory=shares,
         )
         for i in range(budgets)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from endor_jax.store.reader_choice import Choice
 
 PACKAGES = ("jax", "jaxlib", "flax", "tensorstore", "orbax-checkpoint", "numpy", "tokenizers", "safetensors")
-EXTRAS = {"gguf": "gguf", "cuda": "jax_cuda13_plugin"}
+EXTRAS = {"gguf": "gguf", "cuda": "jax_cuda13_plugin", "gds": "kvikio", "plot": "matplotlib"}
 """Extra -> a module that it brings."""
 SAMPLE_BYTES = 64 * 2**20
 """Of the file that is written for a moment, to measure the disk of the current directory."""
@@ -105,7 +105,8 @@ def _compiled_kernels() -> str:
 
 
 def examine_rates() -> dict[str, Any]:
-    """What the first device and its link do per second, measured anew; predictions use it from now on.
+    """What the first device and its link do per second, measured anew; what else predictions take is
+    forgotten, and measured with the next load.
 
     linear: of a product of one row in bfloat16 with a half-pruned matrix in packed:2. expand: dense bytes of
     the same. link: the way to the device that is taken, and its rates from the ring and from host memory,
@@ -114,15 +115,16 @@ def examine_rates() -> dict[str, Any]:
     from endor_jax.streaming.budget import default_device
     from endor_jax.streaming.link import choose_link
     from endor_jax.streaming.measure import copy_rate, expand_rate, product_curve
-    from endor_jax.streaming.rates import Product
+    from endor_jax.streaming.rates import Product, forget_rates
 
     device, dtype = default_device(), "bfloat16"
+    forget_rates(device)
     link = choose_link(device, anew=True)
     product = Product("packed:2", dtype, dtype, dtype, rows=1)
     return {
-        "linear_weights_per_second": product_curve(product, device, anew=True).per_second,
-        "expand_bytes_per_second": expand_rate("packed:2", dtype, device, anew=True),
-        "copy_bytes_per_second": copy_rate(device, anew=True),
+        "linear_weights_per_second": product_curve(product, device).per_second,
+        "expand_bytes_per_second": expand_rate("packed:2", dtype, device),
+        "copy_bytes_per_second": copy_rate(device),
         "link": link.ring if link.ring == link.kept else f"{link.ring}, from host memory {link.kept}",
         "link_why": link.why,
         "link_bytes_per_second": link.ring_bytes_per_second,

@@ -179,7 +179,10 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "fixed_host_bytes": dict(plan.fixed.host),
         "resident_bytes": plan.resident_bytes,
         "stream_buffer_bytes": plan.stream_buffer_bytes,
+        "reads": plan.reads,
         "ring_bytes": plan.slots * plan.slot_bytes,
+        "host_kept_bytes": plan.host_kept_bytes,
+        "staging_bytes": plan.staging_bytes,
     }
 
 

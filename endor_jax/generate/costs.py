@@ -16,7 +16,7 @@ from endor_jax.generate.step_rates import step_rates
 from endor_jax.processors import usable_cpus
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.reader_choice import Choice
-from endor_jax.streaming.link import choose_link
+from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.measure import product_curve
 from endor_jax.streaming.prediction import Costs
 from endor_jax.streaming.rates import Product
@@ -25,7 +25,9 @@ from endor_jax.streaming.transfer import Device
 LOGITS = "float32"
 
 
-def costs_of(manifest: Manifest, shape: Geometry, *, choice: Choice, device: Device) -> Costs | None:
+def costs_of(
+    manifest: Manifest, shape: Geometry, *, choice: Choice, device: Device, link: Link | None = None
+) -> Costs | None:
     """The costs of passes in which all sequences of the geometry go on by a token.
 
     What is not remembered of this machine is measured: some tenths of a second for each kind of product, one
@@ -42,7 +44,7 @@ def costs_of(manifest: Manifest, shape: Geometry, *, choice: Choice, device: Dev
         (tensor.codec.name, tensor.dtype) for tensor in fields(records[0].layout)
     ).most_common(1)[0][0]
     own = step_rates(shape, rows=rows, curve=curve, device=device, codec=codec, dtype=dtype)
-    layers, link = shape.config.layers, choose_link(device)
+    layers, link = shape.config.layers, choose_link(device) if link is None else link
 
     @functools.cache
     def seconds(layout: RecordLayout, *, head: bool) -> float:

@@ -13,6 +13,7 @@ from endor_jax.models import Decoder, part_shapes
 from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.executor import Executor, read_parts
+from endor_jax.streaming.link import Link
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.schedule import Schedule
 from endor_jax.streaming.timeline import Timeline
@@ -47,10 +48,11 @@ def make_runner(
     *,
     plan: Plan,
     device: Device,
+    link: Link | None = None,
     timeline: Timeline | None = None,
     schedule: Schedule | None = None,
 ) -> Runner:
-    """Reads what stays in memory and starts reading ahead. timeline, schedule: as the executor takes them.
+    """Reads what stays in memory and starts reading ahead. link and what follows: as the executor takes them.
 
     Raises NotFoundError or CorruptCheckpointError.
     """
@@ -59,7 +61,9 @@ def make_runner(
     ends = {r.name: _resident(checkpoint, r, device) for r in manifest.records if r.name in ("stem", "final")}
     # Last, because it starts threads: nothing that can fail comes after it.
     records = pass_records(manifest)
-    executor = Executor(checkpoint, records, plan=plan, device=device, timeline=timeline, schedule=schedule)
+    executor = Executor(
+        checkpoint, records, plan=plan, device=device, link=link, timeline=timeline, schedule=schedule
+    )
     return Runner(decoder, device, executor, shape, embedding, ends.get("stem"), ends["final"])
 
 

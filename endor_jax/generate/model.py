@@ -55,9 +55,9 @@ class Model:
 
     plan: where the records are and what they take. expected_peak_host_bytes: a bound on the resident memory
     of this process, from before anything was loaded. prediction: what a pass takes, from before anything was
-    loaded too, and from rates that were not measured on this model; None for a checkpoint of up to 16 MiB,
-    for which nothing is measured. tokenizer: None if the checkpoint has none; prompts are
-    token ids then. statistics: of the latest generation.
+    loaded too, from rates of this machine and its disk, not of this model's weights; None for a checkpoint of
+    up to 16 MiB, for which nothing is measured. tokenizer: None if the checkpoint has none; prompts are token
+    ids then. statistics: of the latest generation.
     """
 
     def __init__(
@@ -310,7 +310,9 @@ def load(
         shares_memory=shares_memory(device),
         staged=choose_link(device).staged,
     )
-    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device)
+    # What host memory keeps may be more than one of the ways has room for.
+    link = choose_link(device, kept_bytes=plan.host_kept_bytes)
+    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device, link=link)
     prediction = None if costs is None else predict(plan, costs)
     if shape.cache_tier == "host":
         check_pinned_pool(shape.cache_bytes, pinned_pool_bytes(os.environ))
@@ -318,5 +320,5 @@ def load(
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
-    runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device, timeline=timeline)
+    runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device, link=link, timeline=timeline)
     return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected, prediction=prediction)

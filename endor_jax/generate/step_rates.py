@@ -29,9 +29,8 @@ from endor_jax.generate import steps
 from endor_jax.generate.placement import Geometry
 from endor_jax.generate.sampling import Sampler, sample
 from endor_jax.models import Decoder, KVCache, LlamaConfig, as_bits, create_cache
-from endor_jax.processors import last_level_cache_bytes
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
-from endor_jax.streaming.measure import CACHES
+from endor_jax.streaming.measure import uncached_bytes
 from endor_jax.streaming.rates import Curve, Product, remembered
 from endor_jax.streaming.transfer import Device
 
@@ -150,7 +149,7 @@ def _caches(
         return jax.device_put(as_bits(cache), device)
 
     first = one()
-    enough = -(-CACHES * last_level_cache_bytes() // (first.keys.nbytes + first.values.nbytes))
+    enough = -(-uncached_bytes() // (first.keys.nbytes + first.values.nbytes))
     return [first, *(one() for _ in range(min(count, enough) - 1))]
 
 
@@ -171,7 +170,7 @@ def _records(
         specs[name] = TensorSpec(shape, dtype, parse_codec(codec) if matrix else None)
     layout = plan_layout(specs)
     encoded = encode_record(layout, arrays)
-    enough = -(-CACHES * last_level_cache_bytes() // sum(part.nbytes for part in encoded.parts))
+    enough = -(-uncached_bytes() // sum(part.nbytes for part in encoded.parts))
     copies = [
         tuple(jax.device_put(jnp.array(part, copy=True), device) for part in encoded.parts)
         for _ in range(min(count, enough))
@@ -217,7 +216,7 @@ def _ends_seconds(
             sample(row, sampler, random, seen=[])
 
     # A pass leaves nothing in the caches that this needs.
-    pushed_out = np.ones(CACHES * last_level_cache_bytes(), np.uint8)
+    pushed_out = np.ones(uncached_bytes(), np.uint8)
     ends(0)
     samples = []
     for _ in range(REPEATS):

@@ -24,18 +24,33 @@ def recall(file: str, key: str) -> Any:
 
 def remember(file: str, entries: Mapping[str, Any]) -> None:
     """Keeps JSON values by key, by rename, beside those of other keys."""
-    path = _directory() / file
     try:
-        try:
-            kept = _whole(file)
-        except (ValueError, RecursionError, FileNotFoundError):
-            kept = {}
+        kept = _whole(file)
+    except (OSError, ValueError, RecursionError):
+        kept = {}
+    _write(file, kept | dict(entries))
+
+
+def forget(file: str, beginning: str) -> None:
+    """Drops what is kept under keys that begin so."""
+    try:
+        kept = _whole(file)
+    except (OSError, ValueError, RecursionError):  # there is nothing to drop
+        return
+    _write(file, {key: value for key, value in kept.items() if not key.startswith(beginning)})
+
+
+def _write(file: str, whole: Mapping[str, Any]) -> None:
+    path = _directory() / file
+    written = None
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as written:
-            json.dump(kept | dict(entries), written)
+            json.dump(dict(whole), written)
         os.replace(written.name, path)
     except OSError:
-        return
+        if written is not None:
+            Path(written.name).unlink(missing_ok=True)
 
 
 def _whole(file: str) -> dict[str, Any]:

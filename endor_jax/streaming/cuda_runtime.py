@@ -57,7 +57,7 @@ class CudaRuntime:
                 f"{name} of {self.path}",
                 got=error,
                 expected="success",
-                fix="check the NVIDIA driver with nvidia-smi, or stream with way='pageable'",
+                fix="check the NVIDIA driver with nvidia-smi",
             )
 
     @contextmanager
@@ -107,7 +107,7 @@ def find_runtime(paths: Sequence[str] | None = None) -> CudaRuntime:
         "pinned memory",
         got=f"no CUDA runtime ({'; '.join(refusals)})",
         expected="libcudart, which NVIDIA's pip wheels or a CUDA installation bring",
-        fix="pip install 'endor_jax[cuda]', or stream with way='pageable'",
+        fix="pip install 'endor_jax[cuda]'",
     )
 
 

@@ -118,7 +118,8 @@ class Executor:
         parts = [part for i in plan.read for part in self._records[i].parts]
         self._mapped = {part: checkpoint.map_part(part) for part in parts if in_place}
         self._ring = Ring(plan.slots, 0 if in_place else plan.slot_bytes)
-        pinned = [kept.close for kept in self._kept.values()]
+        # Not `kept.close`, which would keep the buffers alive for as long as it can be called.
+        pinned = [kept.pinned.close for kept in self._kept.values() if kept.pinned is not None]
         if self.link.ring == "registered" and self._ring.memory.size:
             pinned.append(pin_for(device, self._ring.memory).close)
         self._unpin = partial(_unpin, self._on_their_way, pinned)
@@ -177,9 +178,10 @@ class Executor:
         """A record whose turn it is. Its slots are free again, unless its arrays are those very slots."""
         if index in self._resident:
             return Transfer(self._resident[index], slots=())
-        transfer, demand = self._on_their_way.popleft(), self._records[index].demand
+        transfer, demand = self._on_their_way[0], self._records[index].demand
         with self._timeline.waiting("wait for transfer", demand.name):
             jax.block_until_ready(transfer.words)
+        self._on_their_way.popleft()  # only now: whatever interrupts the wait, `close` waits for it
         self.bytes_read += demand.read_bytes if transfer.slots else 0
         self.bytes_transferred += demand.buffer_bytes
         if shares_memory(self._device):
@@ -267,9 +269,12 @@ class Executor:
                 self._running.release()
 
     def _free(self) -> None:
-        if not self._freed:
-            self._timeline.close()
+        if self._freed:
+            return
+        self._timeline.close()
+        try:
             self._unpin()
+        finally:
             self._on_their_way.clear()
             self._in_use.clear()
             self._kept.clear()

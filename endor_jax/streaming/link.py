@@ -30,8 +30,8 @@ class Link:
 
     @property
     def staged(self) -> bool:
-        """Whether what comes from the ring is copied into pinned memory of JAX's own first."""
-        return self.ring in ("pageable", "pinned_host")
+        """Whether parts are copied into pinned memory of JAX's own first, all or some of them."""
+        return self.ring in ("pageable", "pinned_host") or self.kept == "pageable"
 
     @property
     def ring_bytes_per_second(self) -> float | None:

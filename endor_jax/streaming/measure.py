@@ -34,6 +34,8 @@ BLOCK_BYTES = 32 * 2**20
 """Copied at a time."""
 CACHES = 4
 """What is measured in turn totals this many times the last-level cache."""
+MOST_UNCACHED_BYTES = 256 * 2**20
+"""... or this much: it is for a moment, and beside every budget."""
 MOST_COPIES = 256
 """Of a tiny matrix, which is measured for what any operation costs."""
 
@@ -92,7 +94,7 @@ def matrix_copies(shape: tuple[int, int], codec: str, dtype: str, device: Device
         weights = apply_mask(weights, magnitude_mask(weights, 0.5))
     encoded = encode_array(weights.astype(dtype_from_name(dtype)), codec)
     (words,) = (np.asarray(part) for part in encoded.parts)
-    count = max(2, -(-CACHES * last_level_cache_bytes() // words.nbytes))
+    count = max(2, -(-uncached_bytes() // words.nbytes))
     return [
         SparseTensor((jax.device_put(jnp.array(words, copy=True), device),), encoded.layout)
         for _ in range(min(count, MOST_COPIES))
@@ -108,6 +110,11 @@ def turns_seconds(calls: Sequence[Callable[[int], object]]) -> list[float]:
         jax.block_until_ready(call(0))
     rounds = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
     return [statistics.median(samples) for samples in zip(*rounds, strict=True)]
+
+
+def uncached_bytes() -> int:
+    """Of matrices that take turns, so many are more than a cache holds; bounded, for they take memory."""
+    return min(CACHES * last_level_cache_bytes(), MOST_UNCACHED_BYTES)
 
 
 def _seconds(call: Callable[[int], object]) -> float:

@@ -52,5 +52,5 @@ def check_pinned_pool(kept_bytes: int, pool_bytes: int) -> None:
             "host tier as pinned_host arrays",
             got=f"a pool of {format_size(pool_bytes)}",
             expected=f"at least {format_size(kept_bytes)} ({kept_bytes:,} bytes)",
-            fix=f"set {PINNED_LIMIT_VARIABLE} higher, lower host_memory, or stream with way='registered'",
+            fix=f"set {PINNED_LIMIT_VARIABLE} higher, or lower host_memory (--host-memory)",
         )

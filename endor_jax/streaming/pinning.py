@@ -40,7 +40,7 @@ class Pinned:
                     f"pinning {buffer.nbytes:,} bytes of host memory after {pinned:,}",
                     got=error,
                     expected="room for them: pinned pages cannot be swapped out",
-                    fix="lower host_memory (--host-memory), or stream with way='pageable'",
+                    fix="lower host_memory (--host-memory)",
                 )
             self._held.append(buffer)
 

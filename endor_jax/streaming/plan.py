@@ -56,7 +56,7 @@ class Plan:
 
     depth: records whose transfer is issued ahead. reads: records that are being read at a time. queued: those
     that wait for that. shares_memory: device and host are one memory, so records are used where they were
-    read. staged: on their way from the ring they are copied into pinned memory of JAX's own first.
+    read. staged: on their way to the device they are copied into pinned memory of JAX's own first.
     """
 
     demands: tuple[Demand, ...]
@@ -101,7 +101,8 @@ class Plan:
         when the next step is issued. See `make_schedule`, which needs no more.
         """
         read = len(self.read)
-        return min(self.depth, read) + self.shares_memory + self.reads + self.queued if read else 0
+        under_way = min(self.depth, read) + min(self.reads + self.queued, read)
+        return under_way + self.shares_memory if read else 0
 
     @property
     def slots(self) -> int:
@@ -120,9 +121,9 @@ class Plan:
 
     @property
     def staging_bytes(self) -> int:
-        """Host bytes of JAX's copies of the records in transfer."""
-        largest = max((demand.buffer_bytes for demand in self._of("disk")), default=0)
-        return min(self.depth, len(self.read)) * largest if self.staged else 0
+        """Host bytes of JAX's copies of records in transfer: one is issued before another is waited for."""
+        largest = max((demand.buffer_bytes for demand in self._of("host", "disk")), default=0)
+        return min(self.depth + 1, len(self.streamed)) * largest if self.staged else 0
 
     @property
     def device_bytes(self) -> int:
@@ -187,7 +188,8 @@ def make_plan(
     """Fills the device, then host memory, and leaves the rest on disk.
 
     Of all evenly spread sets that fit, the one that moves the fewest bytes per pass. depth: by default
-    `DEPTH`, or 1 where only that fits, and then one read at a time. reads: records being read at a time.
+    `DEPTH`. reads: records being read at a time. Both are fewer where only that fits; a depth that is given
+    stays.
     shares_memory, staged: as `Plan` has them. Raises DoesNotFitError, with the smallest possible plan in its
     text, if even that exceeds a budget, and InvalidInputError for a depth or reads below 1.
     """
@@ -201,16 +203,21 @@ def make_plan(
     nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads, staged)
     ways = [(DEPTH, reads, QUEUED), (1, reads, QUEUED), (1, 1, 0)]
     if depth is not None:
-        ways = [(depth, reads, QUEUED)]
-    plans = [_filled(replace(nothing, depth=d, reads=r, queued=q)) for d, r, q in ways]
+        ways = [(depth, reads, QUEUED), (depth, 1, 0)]
+    wished = replace(nothing, depth=ways[0][0], reads=reads, queued=QUEUED)
+    plans = [_filled(replace(wished, depth=d, reads=r, queued=q), wished) for d, r, q in ways]
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         raise _does_not_fit(plans[-1])
     return fitting[0]
 
 
-def _filled(nothing: Plan) -> Plan:
-    """The best plan of the same demands, budgets and depth; one that does not fit if none does."""
+def _filled(nothing: Plan, wished: Plan) -> Plan:
+    """The best plan of the same demands, budgets, depth and reads; one that does not fit if none does.
+
+    wished: with the depth and the reads that are best. What fewer of them leave of host memory keeps no
+    records: a little more memory would take them away again, and more memory must never read more.
+    """
     everything = range(len(nothing.demands))
 
     def plan(device: Sequence[int], host: Sequence[int]) -> Plan:
@@ -230,12 +237,15 @@ def _filled(nothing: Plan) -> Plan:
     )
     residents = [i for i in everything if best.tiers[i] == "device"]
     rest = best.streamed
-    return _choose(
-        (plan(residents, spread(rest, count)) for count in range(len(rest) + 1)),
-        takes=lambda plan: plan.host_bytes,
-        budget_bytes=nothing.host_budget_bytes,
-        moves=lambda plan: plan.read_bytes_per_pass,
-    )
+    plans = [plan(residents, spread(rest, count)) for count in range(len(rest) + 1)]
+
+    def takes(plan: Plan) -> int:
+        return replace(plan, depth=wished.depth, reads=wished.reads, queued=wished.queued).host_bytes
+
+    fitting = [plan for plan in plans if takes(plan) <= nothing.host_budget_bytes]
+    if fitting:
+        return min(fitting, key=lambda plan: plan.read_bytes_per_pass)
+    return min(plans[0], plans[-1], key=lambda plan: plan.host_bytes)
 
 
 def _choose(

@@ -18,10 +18,12 @@ import jax
 from endor_jax import native
 from endor_jax.memory import give_back
 from endor_jax.processors import usable_cpus
-from endor_jax.store.remembered import recall, remember
+from endor_jax.store.remembered import forget, recall, remember
 from endor_jax.streaming.transfer import Device
 from endor_jax.version import VERSION
 
+METHOD = 1
+"""Counted up whenever rates are measured otherwise: figures of another method are of no use."""
 FILE = "rates.json"
 
 
@@ -70,9 +72,14 @@ def machine(device: Device) -> str:
     """What rates are good for: this host, device, versions, instruction sets and threads."""
     sets = " ".join(native.instruction_sets())
     return (
-        f"{socket.gethostname()}, {device.device_kind} ({device.platform}), endor_jax {VERSION}, "
-        f"jax {jax.__version__}, {sets or 'no extension'}, {len(usable_cpus())} threads"
+        f"method {METHOD}, {socket.gethostname()}, {device.device_kind} ({device.platform}), "
+        f"endor_jax {VERSION}, jax {jax.__version__}, {sets or 'no extension'}, {len(usable_cpus())} threads"
     )
+
+
+def forget_rates(device: Device) -> None:
+    """Has everything measured again that is wanted of this machine: of products, steps and memory."""
+    forget(FILE, machine(device))
 
 
 def remembered(

@@ -110,6 +110,6 @@ def _pinned_host(device: Device) -> SingleDeviceSharding:
             f"device {device}",
             got=f"memories {', '.join(kinds)}",
             expected="pinned_host among them",
-            fix="stream with way='pageable'",
+            fix="take another way",
         )
     return SingleDeviceSharding(device, memory_kind="pinned_host")

@@ -223,5 +223,5 @@ def test_the_command_measures_cold_and_warm(work_directory: Path, monkeypatch: p
         assert all(len(each["turns"][0]["token_seconds"]) == 2 for each in case["timings"])
         assert all(each["same_tokens_as_ours"] == 4 for each in case["timings"])
     warm, cold = (case["timings"][1]["cached_share"] for case in values["cases"])
-    assert (warm, cold) == (1.0, 0.0)
+    assert cold < 0.1 < 0.9 < warm  # of a file system that drops nothing this cannot be said: use a disk
     assert values["versions"]["accelerate"][0].isdigit()

@@ -36,8 +36,10 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_choice, "SMALL_BYTES", 0)
     monkeypatch.setattr(step_rates, "REPEATS", 1)
     monkeypatch.setattr(measure, "SHAPES", ((16, 16), (32, 64), (64, 64)))
-    for module in (measure, step_rates):
-        monkeypatch.setattr(module, "last_level_cache_bytes", lambda: 1)
+    monkeypatch.setattr(measure, "last_level_cache_bytes", lambda: 1)
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(disk_rates, "MEASURED_SECONDS", 0.001)
+    monkeypatch.setattr(step_rates, "HIDDEN", 64)
 
 
 def test_plan_predicts_and_advises(run_command, checkpoint):

@@ -41,8 +41,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(measure, "SHAPES", ((16, 16), (32, 64), (64, 64)))
     monkeypatch.setattr(step_rates_module, "REPEATS", 1)
     monkeypatch.setattr(step_rates_module, "STEPS", 2)
-    for module in (measure, step_rates_module):
-        monkeypatch.setattr(module, "last_level_cache_bytes", lambda: 1)
+    monkeypatch.setattr(measure, "last_level_cache_bytes", lambda: 1)
     return tmp_path / "cache/endor_jax/rates.json"
 
 

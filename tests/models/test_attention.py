@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from endor_jax.models import attention
+from endor_jax.models import cache as kv_cache
 from endor_jax.models.attention import attend
 from endor_jax.models.cache import KVCache
 
@@ -63,3 +66,33 @@ def test_looking_at_less_of_the_cache_changes_nothing(capacity: int, start: int,
     got = jax.jit(attention.attend)(query, cache, positions)
     expected = jax.jit(attention._attend)(query, cache, positions)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_attention_over_a_written_cache_are_those_of_the_plain_formula(dtype: str):
+    """What is looked at on a CPU is cut off and comes as bits, through which no gradient flows by itself."""
+    random = np.random.default_rng(2)
+    capacity = 2 * attention.SHORTEST
+
+    def numbers(*shape: int) -> jax.Array:
+        return jnp.asarray(random.normal(size=shape), dtype)
+
+    query, new = numbers(2, 3, 4, 8), numbers(2, 3, 2, 8)
+    old = KVCache(numbers(2, capacity, 2, 8), numbers(2, capacity, 2, 8))
+    start = jnp.array([5, 40], jnp.int32)
+    positions = start[:, None] + jnp.arange(3, dtype=jnp.int32)[None]
+
+    def loss(attended, query, new, old):
+        cache = kv_cache.write(old, new, new, start)
+        return (attended(query, cache, positions).astype(jnp.float32) ** 2).sum()
+
+    fast, plain = (
+        jax.jit(jax.grad(functools.partial(loss, attended), argnums=(0, 1, 2)))(query, new, old)
+        for attended in (attend, attention._attend)
+    )
+    for one, other in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+        assert np.abs(np.asarray(other, np.float32)).max() > 0
+        tolerance = 1e-5 if dtype == "float32" else 2e-2
+        np.testing.assert_allclose(
+            np.asarray(one, np.float32), np.asarray(other, np.float32), rtol=tolerance, atol=tolerance
+        )

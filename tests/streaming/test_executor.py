@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
+import weakref
 from typing import Any
 
 import jax
@@ -259,3 +261,13 @@ def test_a_device_with_its_own_memory(
     run = Executor(checkpoint, records, plan=plan, device=DEVICE, link=link)
     check(run, passes=4)
     run.close()
+
+
+def test_close_frees_what_host_memory_kept(checkpoint: Checkpoint) -> None:
+    run = executor(checkpoint, ("host",) * 5)
+    check(run)
+    kept = [weakref.ref(source) for each in run._kept.values() for source in each.sources]
+    assert len(kept) == 10
+    run.close()
+    gc.collect()
+    assert [each() for each in kept] == [None] * 10

@@ -82,8 +82,7 @@ def test_all_or_nothing_is_pinned(cuda: FakeCuda) -> None:
         pin([aligned_buffer(4096) for _ in range(3)], ordinal=1, runtime=cuda.runtime)
     assert str(caught.value) == (
         "pinning 4,096 bytes of host memory after 8,192: got cudaErrorMemoryAllocation (out of memory), "
-        "expected room for them: pinned pages cannot be swapped out; lower host_memory (--host-memory), or "
-        "stream with way='pageable'"
+        "expected room for them: pinned pages cannot be swapped out; lower host_memory (--host-memory)"
     )
     assert len(cuda.of("cudaHostUnregister")) == 2
     assert cuda.calls[-1].name == "cudaSetDevice"  # the thread's device is its old one

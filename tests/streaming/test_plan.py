@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from endor_jax.errors import DoesNotFitError, InvalidInputError
-from endor_jax.streaming.plan import Demand, FixedCosts, Plan, make_plan, spread
+from endor_jax.streaming.plan import Demand, FixedCosts, Plan, Tier, make_plan, spread
 
 MIB = 2**20
 PLENTY = 2**50
@@ -239,7 +239,7 @@ def test_depth_must_be_positive(depth: int) -> None:
 
 
 def test_what_is_staged_counts() -> None:
-    """As many records as are in transfer, in memory of JAX's own."""
+    """As many records as are in transfer at most, in memory of JAX's own."""
     demands = [demand(i, MIB) for i in range(10)]
 
     def made(*, staged: bool) -> Plan:
@@ -247,15 +247,15 @@ def test_what_is_staged_counts() -> None:
             demands,
             fixed=FixedCosts(),
             device_budget_bytes=4 * MIB,
-            host_budget_bytes=7 * MIB,
+            host_budget_bytes=8 * MIB,
             depth=2,
             staged=staged,
         )
 
-    assert (made(staged=False).staging_bytes, made(staged=True).staging_bytes) == (0, 2 * MIB)
-    assert made(staged=False).count("host") == 2
-    assert (made(staged=True).count("host"), made(staged=True).host_bytes) == (0, 7 * MIB)
-    assert "staging             2 MiB" in repr(made(staged=True))
+    assert (made(staged=False).staging_bytes, made(staged=True).staging_bytes) == (0, 3 * MIB)
+    assert made(staged=False).count("host") == 3
+    assert (made(staged=True).count("host"), made(staged=True).host_bytes) == (0, 8 * MIB)
+    assert "staging             3 MiB" in repr(made(staged=True))
 
 
 @pytest.mark.parametrize("name", ["depth", "reads"])
@@ -273,3 +273,43 @@ def test_one_read_at_a_time_where_only_that_fits() -> None:
         demands, fixed=FixedCosts(), device_budget_bytes=3 * MIB, host_budget_bytes=2 * MIB, reads=4
     )
     assert (made.depth, made.reads, made.queued, made.slots) == (1, 1, 0, 2)
+
+
+@given(equal, budgets, budgets, st.integers(1, 4), st.booleans())
+def test_more_host_memory_never_reads_more_whatever_has_to_be_given_up(
+    sizes: list[tuple[int, int]], host: int, more: int, reads: int, shared: bool
+) -> None:
+    """Also where the depth, or the reads in flight, are fewer for want of memory."""
+
+    def made(budget: int) -> Plan | None:
+        try:
+            return make_plan(
+                [demand(i, size, parts) for i, (size, parts) in enumerate(sizes)],
+                fixed=FixedCosts(),
+                device_budget_bytes=0 if shared else 4 * max(size * parts for size, parts in sizes),
+                host_budget_bytes=budget,
+                reads=reads,
+                shares_memory=shared,
+            )
+        except DoesNotFitError:
+            return None
+
+    small, large = made(host), made(host + more)
+    assume(small is not None)
+    assert small is not None
+    assert large is not None
+    assert large.read_bytes_per_pass <= small.read_bytes_per_pass
+
+
+def test_a_depth_that_is_given_stays_where_fewer_reads_fit() -> None:
+    demands = [demand(i, MIB) for i in range(10)]
+    budgets = {"device_budget_bytes": 0, "host_budget_bytes": 5 * MIB}
+    made = make_plan(demands, fixed=FixedCosts(), **budgets, depth=2, reads=4, shares_memory=True)
+    assert (made.depth, made.reads, made.slots) == (2, 1, 4)
+
+
+def test_no_more_slots_than_there_is_to_read_and_to_hold() -> None:
+    tiers: tuple[Tier, ...] = ("device", "disk", "device")
+    demands = tuple(demand(i, MIB) for i in range(3))
+    made = Plan(demands, tiers, FixedCosts(), 2, 0, 0, shares_memory=True, reads=4)
+    assert made.slots == 3

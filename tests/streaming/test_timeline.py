@@ -92,7 +92,7 @@ def test_waits_for_slow_reads_are_those_of_the_pass(
     assert stages.passes == PASSES
     # Two readers, two parts a record: each record takes a pause at least.
     assert stages.read_busy_seconds >= 0.9 * PASSES * COUNT * PAUSE
-    assert stages.read_wait_seconds > stages.step_wait_seconds + stages.transfer_wait_seconds
+    assert stages.read_wait_seconds > 0.5 * PASSES * COUNT * PAUSE
     waits = stages.read_wait_seconds + stages.step_wait_seconds + stages.transfer_wait_seconds
     assert waits < stages.pass_seconds
     assert timeline.spans == []

@@ -66,7 +66,7 @@ def test_a_device_without_pinned_host_memory_says_so(
     device: jax.Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "memory_kinds", lambda device: ("device", "unpinned_host"))
-    message = r"device .*: got memories device, unpinned_host, expected pinned_host among them; stream with"
+    message = r"device .*: got memories device, unpinned_host, expected pinned_host among them; take another"
     with pytest.raises(UnsupportedError, match=message):
         keep([filled(4096)], device, way="pinned_host")
     with pytest.raises(UnsupportedError, match=message):
