@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from layer_stacks import save_in_parts, stack
 
+import endor_jax as endor
 from endor_jax.errors import UnsupportedError
+from endor_jax.format.decode import decode
+from endor_jax.format.record import Record
 from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.budget import free_device_bytes
 from endor_jax.streaming.cuda_runtime import find_runtime, unclaimed_bytes
+from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.link import choose, choose_link
 from endor_jax.streaming.link_rates import measure_link, refusals
 from endor_jax.streaming.memory_pools import free_in_pool
 from endor_jax.streaming.pinning import pin
+from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.transfer import WAYS, Way, keep, pin_for, put
 
@@ -122,3 +129,35 @@ def test_what_the_pool_can_give_is_what_it_has_not_given(gpu: jax.Device) -> Non
     before = free_in_pool(stats)
     held = jax.block_until_ready(jax.device_put(random_bytes(0), gpu))
     assert before - free_in_pool(gpu.memory_stats()) >= held.nbytes
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_stream_gives_the_same_bytes_by_every_way(
+    gpu: jax.Device, way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """From all tiers, with slots that are poisoned as soon as the executor gives them back."""
+    release = Ring.release
+
+    def poison(ring: Ring, slot: np.ndarray) -> None:
+        slot[:] = 0xFF
+        release(ring, slot)
+
+    monkeypatch.setattr(Ring, "release", poison)
+    layers = stack(6)
+    manifest = save_in_parts(tmp_path / "x.endor", layers, 2)
+    records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records]
+    tiers: tuple[Tier, ...] = ("disk", "host", "disk", "device", "disk", "host")
+    demands = tuple(record.demand for record in records)
+    link = choose_link(gpu, way=way)
+    plan = Plan(demands, tiers, FixedCosts(), depth, 2**40, 2**40, staged=link.staged)
+    with endor.open(tmp_path / "x.endor") as checkpoint:
+        run = Executor(checkpoint, records, plan=plan, device=gpu, link=link)
+
+        def step(index: int, record: Record) -> object:
+            for name, array in layers[index].items():
+                assert decode(record[name]).tobytes() == array.tobytes()
+            return record.words
+
+        for _ in range(4):
+            run.run(step)
+        run.close()
