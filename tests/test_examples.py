@@ -19,7 +19,7 @@ OUTCOMES = {
         r"0\.7\d bytes per weight instead of 2",
     ],
     "stream_your_own_module.py": [
-        r"records +\d+ on the device, \d+ in host memory, [1-9]\d* on disk; \d issued ahead",
+        r"records +\d+ on the device, \d+ in host memory, [1-9]\d* on disk; \d issued ahead, \d being read",
         r"device +[\d.]+ MiB of 20 MiB",
         r"64 MiB of weights, 2\d MiB read from disk",
         "same bits as in memory: True",

@@ -68,13 +68,13 @@ WORKLOADS = {
         shard_bytes=500_000_000,
         limit_bytes={"convert": 16 * 2**30 // 10, "generate": 12 * 2**30 // 10},
     ),
-    "llama-10m": Workload(  # the same in small, for tests
+    "llama-10m": Workload(  # the same in small, for tests, with a head no larger than a layer
         _LLAMA
         | {
-            "vocab_size": 2048,
+            "vocab_size": 1024,
             "hidden_size": 256,
             "intermediate_size": 704,
-            "num_hidden_layers": 13,
+            "num_hidden_layers": 14,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
         },

@@ -30,6 +30,9 @@ def command(
     dtype: Annotated[str | None, typer.Option(help="Of what is not converted yet. Default: its own.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences that go on at once.")] = 1,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Most of them that one step takes. Default: 32.")
+    ] = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
     as_json: Json = False,
@@ -58,7 +61,7 @@ def command(
     choice = _choice(path, manifest)
     shape, plan = place_model(
         manifest,
-        geometry(config, stored, context, batch_size),
+        geometry(config, stored, context, batch_size, micro_batch=micro_batch),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         reads=READS if choice is None else choice.reads,
@@ -78,7 +81,8 @@ def command(
         return
     output.line(repr(plan))
     output.line(f"process      at most {format_size(peak)} resident")
-    why = "the disk was not measured: run endor doctor there" if choice is None else "too small to measure"
+    disk = path if path.is_dir() else path.parent
+    why = f"its disk was not measured: run endor doctor {disk}" if choice is None else "too small to measure"
     output.line(f"prediction   {why if prediction is None else prediction}")
     for sentence in advice:
         output.line(f"advice       {sentence}")

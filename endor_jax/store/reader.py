@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from endor_jax.store.manifest import Manifest, Part, StoredRecord, read_manifest
 from endor_jax.store.mapping import MappedPart
 from endor_jax.store.part import DATA_FILE, METADATA_FILE, check_part
 from endor_jax.store.reader_choice import Choice, choose_reader
+
+FileState: TypeAlias = tuple[int, ...]
+"""Device, inode, size and time of change."""
 
 
 class Checkpoint:
@@ -54,7 +57,7 @@ class Checkpoint:
         self.bytes_read = 0
         self._lock = threading.Lock()
         self._closed = False
-        self._verified: set[str] = set()
+        self._verified: dict[str, FileState] = {}
 
     @property
     def reader_choice(self) -> Choice:
@@ -87,21 +90,22 @@ class Checkpoint:
     def read_part(self, part: Part, *, into: np.ndarray) -> None:
         """Reads a part to the start of a uint8 buffer of at least `part.length_bytes`.
 
-        The first time, its digests are compared. Raises IncompleteCheckpointError or CorruptCheckpointError
-        naming the file, StreamError after `close`; the buffer's contents are then undefined.
+        The first time, and when its file has changed since, its digests are compared. Raises
+        IncompleteCheckpointError or CorruptCheckpointError naming the file, StreamError after `close`; the
+        buffer's contents are then undefined.
         """
         directory, data = self.path / part.path, into[: part.length_bytes]
-        first = self._check_metadata(part)
+        unverified = self._check_metadata(part)
         read_part(directory, data, reader=self.reader)
         with self._lock:
             self.bytes_read += part.length_bytes
-        if first:
-            self._compare(part, data)
+        if unverified is not None:
+            self._compare(part, data, unverified)
 
-    def _compare(self, part: Part, data: np.ndarray) -> None:
+    def _compare(self, part: Part, data: np.ndarray, state: FileState) -> None:
         check_digests(self.path, self.manifest, part, digest_chunks(data, part.chunk_bytes))
         with self._lock:
-            self._verified.add(part.path)
+            self._verified[part.path] = state
 
     def map_part(self, part: Part) -> MappedPart:
         """The part's file in memory, as long as its buffers are (`part.buffer_bytes`).
@@ -114,26 +118,26 @@ class Checkpoint:
         return MappedPart(directory, length_bytes=part.length_bytes, size_bytes=part.buffer_bytes)
 
     def fetch_mapped(self, part: Part, mapped: MappedPart) -> None:
-        """Brings a mapped part into memory; the first time, its digests are compared.
+        """Brings a mapped part into memory; its digests are compared as `read_part` does.
 
-        Raises as `read_part` does.
+        Raises as that does.
         """
-        first = self._check_metadata(part)
+        unverified = self._check_metadata(part)
         mapped.fetch()
         with self._lock:
             self.bytes_read += part.length_bytes
-        if first:
-            self._compare(part, mapped.bytes[: part.length_bytes])
+        if unverified is not None:
+            self._compare(part, mapped.bytes[: part.length_bytes], unverified)
 
     @contextmanager
     def open_part(self, part: Part) -> Iterator[ReadAt]:
         """A part open for reading pieces of it, with preadv: what is wanted again is in the page cache.
 
-        The first time, it is read as a whole, a chunk at a time, and its digests are compared. Raises as
-        `read_part` does.
+        The first time, and when its file has changed since, it is read as a whole, a chunk at a time, and its
+        digests are compared. Raises as `read_part` does.
         """
         directory = self.path / part.path
-        first = self._check_metadata(part)
+        unverified = self._check_metadata(part)
         with open_part(directory, part.length_bytes, reader="preadv") as read:
 
             def read_at(into: np.ndarray, start: int) -> None:
@@ -141,11 +145,11 @@ class Checkpoint:
                 with self._lock:
                     self.bytes_read += into.shape[0]
 
-            if first:
-                self._compare_in_pieces(part, read_at)
+            if unverified is not None:
+                self._compare_in_pieces(part, read_at, unverified)
             yield read_at
 
-    def _compare_in_pieces(self, part: Part, read_at: ReadAt) -> None:
+    def _compare_in_pieces(self, part: Part, read_at: ReadAt, state: FileState) -> None:
         buffer = np.empty(min(part.chunk_bytes, part.length_bytes), np.uint8)
         digests = []
         for start in range(0, part.length_bytes, part.chunk_bytes):
@@ -154,10 +158,10 @@ class Checkpoint:
             digests.append(digest_bytes(piece))
         check_digests(self.path, self.manifest, part, tuple(digests))
         with self._lock:
-            self._verified.add(part.path)
+            self._verified[part.path] = state
 
-    def _check_metadata(self, part: Part) -> bool:
-        """Whether a part has not been verified yet; then its metadata are, here."""
+    def _check_metadata(self, part: Part) -> FileState | None:
+        """The state of a part's file, if it has not been verified in that; then its metadata are, here."""
         if self._closed:
             raise StreamError(
                 f"checkpoint {self.path}",
@@ -165,12 +169,13 @@ class Checkpoint:
                 expected="an open checkpoint",
                 fix="use it inside its with block",
             )
+        state = _file_state(self.path / part.path / DATA_FILE)
         with self._lock:
-            first = part.path not in self._verified
-        if first:
-            self.read_file(f"{part.path}/{METADATA_FILE}")
-            check_part(self.path / part.path, part.length_bytes, part.chunk_bytes)
-        return first
+            if self._verified.get(part.path) == state:
+                return None
+        self.read_file(f"{part.path}/{METADATA_FILE}")
+        check_part(self.path / part.path, part.length_bytes, part.chunk_bytes)
+        return state
 
     def read_record(self, record: StoredRecord) -> Record:
         """A whole record in host memory of its own: uint32 words, exactly as long as the parts."""
@@ -207,6 +212,15 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _file_state(path: Path) -> FileState:
+    """What changes when a file is written to or replaced; nothing of one that is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_named(reader: str, parts: list[tuple[Path, int]]) -> None:

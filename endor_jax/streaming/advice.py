@@ -35,7 +35,8 @@ def advise(plan: Plan, costs: Costs, free: Free) -> tuple[str, ...]:
         return ()
     resident = _resident(plan, costs)
     needed = resident.device_bytes + (resident.host_bytes if plan.shares_memory else 0)
-    if needed <= free.device_bytes:
+    gain = predict(resident, costs).tokens_per_second / predict(plan, costs).tokens_per_second
+    if needed <= free.device_bytes and gain >= WORTH_SAYING:
         return (
             "Offloading is pointless: all records fit on the device, in "
             f"{format_size(resident.device_bytes)} of {format_size(free.device_bytes)} that are free. "

@@ -201,9 +201,8 @@ def make_plan(
     tiers: tuple[Tier, ...] = ("disk",) * len(demands)
     budgets = device_budget_bytes, host_budget_bytes
     nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads, staged)
-    ways = [(DEPTH, reads, QUEUED), (1, reads, QUEUED), (1, 1, 0)]
-    if depth is not None:
-        ways = [(depth, reads, QUEUED), (depth, 1, 0)]
+    depths = range(DEPTH, 0, -1) if depth is None else (depth,)
+    ways = [way for ahead in depths for way in ((ahead, reads, QUEUED), (ahead, 1, 0))]
     wished = replace(nothing, depth=ways[0][0], reads=reads, queued=QUEUED)
     plans = [_filled(replace(wished, depth=d, reads=r, queued=q), wished) for d, r, q in ways]
     fitting = [plan for plan in plans if plan.fits]

@@ -1,6 +1,7 @@
 """The prediction: what a pass takes, stage by stage, from a plan and measured rates. Pure; a value.
 
-The stages work at the same time, each on another record, so a pass takes as long as the slowest of them.
+The stages work at the same time, each on another record, so a pass takes as long as the slowest of them;
+where memory is too short for a record to wait for its reader, reading and computing take turns.
 Reading needs processors too, to copy out of the page cache above all, and where the device is the processor
 itself it takes them from computing, whose threads share what is left of them.
 """
@@ -88,7 +89,10 @@ class Prediction:
         where = "the page cache" if self.cached else "the disk"
         parts = [f"{self.read_seconds:.2g} s of reading from {where}"] if self.read_seconds else []
         parts += [f"{self.transfer_seconds:.2g} s of transfer"] if self.transfer_seconds else []
-        parts += [f"{self.compute_seconds:.2g} s of computing"]
+        copying = f" + {self.reading_processor_seconds:.2g} s of copying"
+        parts += [
+            f"{self.compute_seconds:.2g} s of computing" + copying * bool(self.reading_processor_seconds)
+        ]
         per = "token" if self.sequences == 1 else f"token of each of {self.sequences} sequences"
         bound = "read-bound" if self.binding == "read" and self.cached else f"{STAGES[self.binding]}-bound"
         return f"{self.tokens_per_second:.3g} tokens/s, {bound} ({', '.join(parts)} per {per})"
@@ -116,13 +120,15 @@ def predict(plan: Plan, costs: Costs) -> Prediction:
     compute = sum(costs.record_seconds) + costs.ends_seconds
     stages: dict[Stage, float] = {"compute": compute + reading, "transfer": transfer, "read": read}
     binding = max(stages, key=lambda stage: stages[stage])
+    # Where nothing waits for a reader, it idles until the step before is over: one after the other.
+    alternating = read + compute if read and not plan.queued else 0.0
     return Prediction(
         sequences=costs.sequences,
         read_seconds=read,
         transfer_seconds=transfer,
         compute_seconds=compute,
         reading_processor_seconds=reading,
-        seconds=stages[binding],
+        seconds=max(stages[binding], alternating),
         binding=binding,
         cached=costs.cached,
     )

@@ -64,7 +64,7 @@ def test_plan_for_many_sequences_at_once(run_command, checkpoint):
 def test_plan_of_what_is_not_converted_predicts_from_what_is_known_of_its_disk(run_command, source):
     dtype = ("--dtype", "bfloat16", "--sparsity", "0.5")
     said = run_command("plan", source, *dtype).stdout
-    assert "prediction   the disk was not measured: run endor doctor there" in said
+    assert "prediction   its disk was not measured: run endor doctor " in said
     assert json.loads(run_command("plan", source, *dtype, "--json").stdout)["prediction"] is None
     readings = {reads: Reading(1e9) for reads in IN_FLIGHT}
     rates = {"preadv": Rates(readings, readings), "direct": None}

@@ -39,6 +39,8 @@ for directory, _, names in os.walk(path):
         file = os.open(os.path.join(directory, name), os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")  # what measuring took is no part of it
 disk, memory = kernel("io", "read_bytes"), 1024 * kernel("status", "VmRSS")
 budgets = {"device_memory": device, "host_memory": host}
 with endor.stream(layer, path, **budgets, reader="preadv") as run:
