@@ -135,8 +135,10 @@ def test_a_model_says_before_the_first_token_what_it_will_take_and_afterwards_wh
         assert prediction is not None
         assert prediction.read_seconds > 0
         assert prediction.compute_seconds > 0
+        assert not model.plan.queued  # with so little memory they take turns
         assert prediction.seconds == max(
-            prediction.read_seconds, prediction.compute_seconds + prediction.reading_processor_seconds
+            prediction.read_seconds + prediction.compute_seconds,
+            prediction.compute_seconds + prediction.reading_processor_seconds,
         )
         statistics = model.complete([1, 2], max_tokens=6).statistics
         assert model.prediction == prediction
