@@ -22,6 +22,7 @@ from endor_jax.bench.offload_contenders import TIERS, Files, files_for, ours, pe
 from endor_jax.bench.offload_limits import Rate, RateOf, disk_rate, moving_rate
 from endor_jax.bench.page_cache import check_page_cache, fill
 from endor_jax.bench.peers import need
+from endor_jax.bench.race import quartiles
 from endor_jax.bench.workloads import workload
 from endor_jax.errors import EndorError, OptionError
 from endor_jax.processors import usable_cpus
@@ -75,11 +76,7 @@ class OffloadTiming:
     @property
     def quartile_seconds(self) -> tuple[float, float]:
         """Between these lies the middle half of the samples."""
-        samples = self.token_seconds
-        if len(samples) == 1:
-            return samples[0], samples[0]
-        lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
-        return lower, upper
+        return quartiles(self.token_seconds)
 
     @property
     def cached_share(self) -> float:

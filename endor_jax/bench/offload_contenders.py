@@ -13,7 +13,7 @@ from endor_jax.bench.contender_process import Contender
 from endor_jax.bench.page_cache import files_below, write_back
 from endor_jax.bench.processes import process_of, run
 from endor_jax.bench.streamed import streamed
-from endor_jax.bench.workloads import write_workload
+from endor_jax.bench.workloads import make_whole, write_workload
 from endor_jax.conversion.api import convert
 from endor_jax.conversion.export import export
 from endor_jax.streaming.plan import Tier
@@ -70,16 +70,8 @@ def prepare(files: Files, model: str, *, layers: int, sparsity: float, report: C
     for path, (what, make) in made.items():
         if not path.exists():
             report(what)
-            _make_whole(path, make)
+            make_whole(path, make)
         write_back(files_below(path))
-
-
-def _make_whole(path: Path, make: Callable[[Path], object]) -> None:
-    """What `make` makes at a path; under another name until it is whole."""
-    making = path.with_name(f"{path.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    make(making)
-    making.rename(path)
 
 
 def ours(files: Files, *, offload: str, context: int) -> list[Contender]:

@@ -18,6 +18,14 @@ SLOW_ROUNDS = 3
 """Rounds that a contender takes part in even when its time is over."""
 
 
+def quartiles(samples: Sequence[float]) -> tuple[float, float]:
+    """Between these lies the middle half of some samples, of which there is one at least."""
+    if len(samples) == 1:
+        return samples[0], samples[0]
+    lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return lower, upper
+
+
 @dataclass(frozen=True)
 class Contender:
     """Something that can be timed. bytes: that one call is rated by. matrices: distinct ones of `call`.
@@ -54,10 +62,7 @@ class Timing:
     @property
     def quartile_seconds(self) -> tuple[float, float]:
         """Between these lies the middle half of the samples."""
-        if len(self.seconds) == 1:
-            return self.seconds[0], self.seconds[0]
-        lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return lower, upper
+        return quartiles(self.seconds)
 
     @property
     def least_seconds(self) -> float:

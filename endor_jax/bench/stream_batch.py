@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from endor_jax.bench.stream_passes import CONTEXT, TOKEN, geometry_of
-from endor_jax.bench.stream_sweep import all_read
+from endor_jax.bench.stream_passes import CONTEXT, TOKEN, geometry_of, plan_in_tier
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.model import load
-from endor_jax.generate.placement import plan_model
 from endor_jax.store.reader import Checkpoint
-from endor_jax.streaming.budget import default_device
-from endor_jax.streaming.plan import Plan
-from endor_jax.streaming.transfer import shares_memory
 
 UNCOUNTED = 2
 """Passes that no rate counts: that of the prompts, and the one that compiles."""
@@ -56,7 +51,7 @@ def measure_batch(
 def _turn(path: Path, reader: str, sequences: int, passes: int) -> tuple[int, float]:
     """Bytes read per pass, tokens per second."""
     with Checkpoint(path, reader=reader) as checkpoint:
-        plan = _least_plan(checkpoint, sequences)
+        plan = plan_in_tier(checkpoint, "disk", sequences=sequences)
         context = min(CONTEXT, geometry_of(checkpoint, 1).config.max_positions)
     with load(
         path,
@@ -79,15 +74,3 @@ def _turn(path: Path, reader: str, sequences: int, passes: int) -> tuple[int, fl
             fix="take a model that goes on",
         )
     return read, rate
-
-
-def _least_plan(checkpoint: Checkpoint, sequences: int) -> Plan:
-    """The plan with everything on disk; its budgets hold nothing else."""
-    everything = plan_model(
-        checkpoint.manifest,
-        geometry_of(checkpoint, sequences),
-        device_budget_bytes=2**62,
-        host_budget_bytes=2**62,
-        shares_memory=shares_memory(default_device()),
-    )
-    return replace(all_read(everything), reads=checkpoint.reader_choice.reads)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from endor_jax.bench.page_cache import files_below, write_back
-from endor_jax.bench.workloads import workload, write_workload
+from endor_jax.bench.workloads import make_whole, workload, write_workload
 from endor_jax.conversion.api import convert
 from endor_jax.format.decode import decode
 from endor_jax.format.layout import TensorSpec
@@ -82,8 +82,5 @@ def _once(path: Path, what: str, make: Callable[[Path], None], report: Callable[
     if path.exists():
         return
     report(what)
-    making = path.with_name(f"{path.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    make(making)
-    making.rename(path)
+    make_whole(path, make)
     write_back(files_below(path))

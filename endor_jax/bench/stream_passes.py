@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from endor_jax import models
+from endor_jax.bench.race import quartiles
 from endor_jax.format.record import Record
 from endor_jax.generate.loading import make_runner
 from endor_jax.generate.placement import Geometry, fixed_costs, geometry, pass_records
@@ -50,10 +51,7 @@ class Passes:
     @property
     def quartile_seconds(self) -> tuple[float, float]:
         """Between these lies the middle half of the samples."""
-        if len(self.seconds) == 1:
-            return self.seconds[0], self.seconds[0]
-        lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return lower, upper
+        return quartiles(self.seconds)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, with what follows from the samples."""

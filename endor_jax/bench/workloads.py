@@ -7,7 +7,8 @@ model of the shape; the text that such a model generates means nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,11 @@ def byte_tokenizer() -> str:
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     return made.to_str()
+
+
+def make_whole(path: Path, make: Callable[[Path], object]) -> None:
+    """What `make` makes at a path; under another name until it is whole."""
+    making = path.with_name(f"{path.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    make(making)
+    making.rename(path)
