@@ -6,7 +6,7 @@ Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from endor_jax.models.rope import Rope, rotate
 
 class Attention(nnx.Module):
     """Self-attention with its four projections; query head h reads key-value head h // (heads / kv_heads)."""
+
+    same_input: ClassVar[dict[str, str]] = {"key": "query", "value": "query"}
+    """Which of its matrices are multiplied with what another is multiplied with."""
 
     def __init__(
         self,

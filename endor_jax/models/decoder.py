@@ -72,11 +72,15 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Abstract:
-    """A module without values: its structure, and the names and shapes of its parameters in sorted order."""
+    """A module without values: its structure, and the names and shapes of its parameters in sorted order.
+
+    inputs: weight of each Linear → the first one that is multiplied with the same x.
+    """
 
     name: str
     graphdef: nnx.GraphDef
     shapes: Mapping[str, tuple[int, ...]]
+    inputs: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,12 @@ class Decoder:
     def block_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of one block's parameters; matrices are (outputs, inputs)."""
         return dict(self.block.shapes)
+
+    @property
+    def block_inputs(self) -> dict[str, str]:
+        """Name of each matrix of a block → the first one that is multiplied with the same x: what calibration
+        sums up over the inputs of one need not be summed up for the others."""
+        return dict(self.block.inputs)
 
     @property
     def final_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -155,11 +165,11 @@ def tapped_block(
     The inputs keep x's dtype. Raises as `block` does.
     """
     module = _module(decoder.block, params)
-    linears = {_joined(path): part for path, part in nnx.iter_modules(module) if isinstance(part, Linear)}
+    linears = {_name(path): part for path, part in nnx.iter_modules(module) if isinstance(part, Linear)}
     for linear in linears.values():
         linear.tapped = True
     x, cache = module(x, cache, start)
-    return x, cache, {f"{name}.weight": linear.inputs.get_value() for name, linear in linears.items()}
+    return x, cache, {name: linear.inputs.get_value() for name, linear in linears.items()}
 
 
 def final(
@@ -173,9 +183,22 @@ def final(
 
 
 def _abstract(name: str, make: Callable[[Any], Any], config: LlamaConfig | OptConfig) -> Abstract:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(config)))
+    module = nnx.eval_shape(lambda: make(config))
+    graphdef, state = nnx.split(module)
     shapes = {_joined(path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(state)}
-    return Abstract(f"{config.family} {name}", graphdef, dict(sorted(shapes.items())))
+    return Abstract(f"{config.family} {name}", graphdef, dict(sorted(shapes.items())), _inputs(module))
+
+
+def _inputs(module: Any) -> dict[str, str]:
+    """`Abstract.inputs`, from what each module says of its own in `same_input`."""
+    modules = dict(nnx.iter_modules(module))
+    inputs: dict[str, str] = {}
+    for path, part in modules.items():
+        if isinstance(part, Linear):
+            same: Mapping[str, str] = getattr(modules[path[:-1]], "same_input", {})
+            own = str(path[-1])
+            inputs[_name(path)] = _name((*path[:-1], same.get(own, own)))
+    return dict(sorted(inputs.items()))
 
 
 def _module(abstract: Abstract, params: Params) -> Any:
@@ -201,6 +224,11 @@ def _module(abstract: Abstract, params: Params) -> Any:
         [(tuple(name.split(".")), nnx.Param(params[name])) for name in abstract.shapes]
     )
     return nnx.merge(abstract.graphdef, state)
+
+
+def _name(path: Sequence[Any]) -> str:
+    """The name of the weight of the Linear at a path."""
+    return f"{_joined(path)}.weight"
 
 
 def _joined(path: Sequence[Any]) -> str:

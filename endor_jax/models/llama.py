@@ -5,6 +5,8 @@ Source: Touvron et al. 2023 (arXiv 2307.09288) as transformers' modeling_llama c
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -85,6 +87,9 @@ class RMSNorm(nnx.Module):
 
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    same_input: ClassVar[dict[str, str]] = {"up": "gate"}
+    """Which of its matrices are multiplied with what another is multiplied with."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool):
         self.gate = Linear(hidden_size, intermediate_size, bias=bias)

@@ -188,6 +188,13 @@ def test_tapped_inputs(model):
         name: shape[1] for name, shape in matrices.items()
     }
     np.testing.assert_allclose(y, BLOCK(decoder, params, x, cache, START)[0], atol=1e-5)
+    # Matrices that are said to have the same input have, and others have another.
+    same = decoder.block_inputs
+    assert same.keys() == inputs.keys()
+    for name, first in same.items():
+        np.testing.assert_array_equal(inputs[name], inputs[first])
+    distinct = {np.asarray(inputs[first]).tobytes() for first in same.values()}
+    assert len(distinct) == len(set(same.values()))
     # The last product of a block, redone from what was tapped.
     down = np.asarray(inputs["mlp.down.weight"]) @ np.asarray(params["mlp.down.weight"]).T
     zeroed = {**params, "mlp.down.weight": jnp.zeros_like(params["mlp.down.weight"])}
