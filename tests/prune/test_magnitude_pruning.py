@@ -12,19 +12,16 @@ from hypothesis import strategies as st
 from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
+from endor_jax.prune.structure import MATRIX, ROW, Structure, dropped, parse_structure
 from tests import strategies
+from tests.prune.transcriptions import mask_of_scores
 
 sparsities = st.sampled_from((0.0, 0.1, 0.25, 0.5, 0.7, 0.999)) | st.floats(0, 1, exclude_max=True)
 
 
 def by_sorting(weight: np.ndarray, sparsity: float) -> np.ndarray:
     """Row by row: drop the smallest, of equals the one further right first."""
-    keep = np.ones(weight.shape, bool)
-    columns = weight.shape[1]
-    for r, row in enumerate(np.abs(weight.astype(np.float64))):
-        order = sorted(range(columns), key=lambda c: (row[c], -c))
-        keep[r, order[: round(sparsity * columns)]] = False
-    return keep
+    return mask_of_scores(np.abs(weight.astype(np.float64)), sparsity, ROW)
 
 
 @given(strategies.arrays(max_elements=600), sparsities)
@@ -41,7 +38,27 @@ def test_few_distinct_values_make_many_ties(rows: int, columns: int, seed: int, 
     weight = random.choice(np.array([-1.0, -0.0, 0.0, 0.5, 1.0], np.float32), (rows, columns))
     mask = magnitude_mask(weight, sparsity)
     np.testing.assert_array_equal(mask, by_sorting(weight, sparsity))
-    assert (np.count_nonzero(~mask, axis=1) == round(sparsity * columns)).all()
+    assert (np.count_nonzero(~mask, axis=1) == dropped(sparsity, columns)).all()
+
+
+@pytest.mark.parametrize("structure", [MATRIX, *map(parse_structure, ("1:2", "2:4", "5:8", "2:3"))], ids=str)
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32 - 1), sparsities)
+def test_other_structures_equal_a_sort_too(
+    structure: Structure, rows: int, columns: int, seed: int, sparsity: float
+) -> None:
+    random = np.random.default_rng(seed)
+    weight = random.integers(-4, 5, (rows, columns)).astype(np.float32)
+    share = None if structure.scope == "group" else sparsity
+    mask = magnitude_mask(weight, share, structure=structure)
+    np.testing.assert_array_equal(mask, mask_of_scores(np.abs(weight), share, structure))
+
+
+@pytest.mark.parametrize("structure", [ROW, parse_structure("2:4")], ids=str)
+def test_blocks_of_rows_give_the_mask_of_the_whole(structure: Structure) -> None:
+    weight = np.random.default_rng(0).standard_normal((11, 30), np.float32)
+    share = None if structure.scope == "group" else 0.4
+    blocks = [magnitude_mask(weight[r : r + 3], share, structure=structure) for r in range(0, 11, 3)]
+    np.testing.assert_array_equal(np.concatenate(blocks), magnitude_mask(weight, share, structure=structure))
 
 
 def test_of_equals_the_right_one_is_dropped() -> None:
