@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int, Num
 
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.model import Model
@@ -27,37 +28,79 @@ def perplexity(
     sequence_length: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
-    """Cuts a text into blocks of `sequence_length` tokens and scores every token but the first of each.
+    """Cuts a text into blocks of `sequence_length` tokens and scores them: `perplexity_of_blocks`.
 
-    As many blocks as the model's plan has activations for pass through a layer while it is on the device. The
-    rest that fills no block is left out. progress: called with (blocks done, blocks in all). Raises
-    InvalidInputError if there is no whole block, or none with a token to score.
+    Raises InvalidInputError if there is no whole block, or none with a token to score.
     """
-    if sequence_length < 2:
-        raise InvalidInputError(
-            "perplexity",
-            got=f"sequence_length {sequence_length}",
-            expected="at least 2",
-            fix="the first token of a block is not scored",
-        )
-    blocks = [
-        list(token_ids[first : first + sequence_length])
-        for first in range(0, len(token_ids) - sequence_length + 1, sequence_length)
-    ]
-    if not blocks:
-        raise InvalidInputError(
-            "perplexity",
-            got=f"{len(token_ids)} tokens",
-            expected=f"at least one block of {sequence_length}",
-            fix="give a longer text or a smaller sequence length",
-        )
-    at_once = model.sequences_per_pass(sequence_length)
+    return perplexity_of_blocks(model, ordered_blocks(token_ids, sequence_length), progress=progress)
+
+
+def perplexity_of_blocks(
+    model: Model,
+    blocks: Int[np.ndarray, "blocks length"],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Scores every token but the first of each block of token ids, given those before it in the block.
+
+    As many blocks as the model's plan has activations for pass through a layer while it is on the device.
+    progress: called with (blocks done, blocks in all). Raises InvalidInputError for no blocks, or for blocks
+    below two tokens or longer than the context.
+    """
+    check_blocks(blocks)
+    at_once = model.sequences_per_pass(blocks.shape[1])
     losses: list[np.ndarray] = []
     for first in range(0, len(blocks), at_once):
         if progress is not None:
             progress(first, len(blocks))
         losses += model.losses(blocks[first : first + at_once])
-    joined = np.concatenate(losses).astype(np.float64)
-    value = float(np.exp(joined.mean()))
-    error = value * float(joined.std(ddof=1)) / np.sqrt(joined.size) if joined.size > 1 else 0.0
-    return Perplexity(value, float(error), joined.size)
+    return of_losses(np.concatenate(losses))
+
+
+def ordered_blocks(token_ids: Sequence[int], length: int) -> Int[np.ndarray, "blocks length"]:
+    """A text cut every `length` tokens, in its own order; the rest that fills no block is left out. int32.
+
+    Raises InvalidInputError if there is no whole block, or for a length below 2.
+    """
+    if length < 2:
+        raise _too_short(length)
+    whole = len(token_ids) // length
+    if whole == 0:
+        raise InvalidInputError(
+            "perplexity",
+            got=f"{len(token_ids)} tokens",
+            expected=f"at least one block of {length}",
+            fix="give a longer text or a smaller sequence length",
+        )
+    return np.asarray(token_ids[: whole * length], np.int32).reshape(whole, length)
+
+
+def check_blocks(blocks: Int[np.ndarray, "blocks length"]) -> None:
+    """Raises InvalidInputError for no blocks, or blocks in which no token has one before it."""
+    if len(blocks) == 0:
+        raise InvalidInputError(
+            "blocks of a text", got="none", expected="at least one", fix="give a longer text"
+        )
+    if blocks.shape[1] < 2:
+        raise _too_short(blocks.shape[1])
+
+
+def of_losses(losses: Num[np.ndarray, " tokens"]) -> Perplexity:
+    """The perplexity of tokens whose negative log-likelihoods these are."""
+    each = losses.astype(np.float64)
+    value = float(np.exp(each.mean()))
+    return Perplexity(value, value * standard_error(each), each.size)
+
+
+def standard_error(values: Num[np.ndarray, " tokens"]) -> float:
+    """Of the mean of some values, taking them as independent; 0.0 for a single one."""
+    return float(values.std(ddof=1)) / values.size**0.5 if values.size > 1 else 0.0
+
+
+def _too_short(length: int) -> InvalidInputError:
+    return InvalidInputError(
+        "perplexity",
+        got=f"sequence_length {length}",
+        expected="at least 2",
+        fix="the first token of a block is not scored",
+    )

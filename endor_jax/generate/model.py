@@ -23,7 +23,7 @@ from endor_jax.generate.loading import check_records, make_runner
 from endor_jax.generate.placement import CHUNK, geometry, place_model
 from endor_jax.generate.runner import Runner
 from endor_jax.generate.sampling import Sampler
-from endor_jax.generate.scoring import losses, score
+from endor_jax.generate.scoring import TokenScores, losses, score, token_scores
 from endor_jax.generate.session import Session, chat_ids, check_room
 from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.manifest import to_json
@@ -200,6 +200,10 @@ class Model:
         """
         return losses(self._runner, [_integers(row) for row in token_ids])
 
+    def token_scores(self, token_ids: Sequence[Sequence[int]] | np.ndarray) -> list[TokenScores]:
+        """`losses`, and whether each token was the likeliest. Raises as `losses` does."""
+        return token_scores(self._runner, [_integers(row) for row in token_ids])
+
     @property
     def reader(self) -> str:
         """How parts are read from disk (`store/direct.py`)."""
@@ -214,6 +218,11 @@ class Model:
     def vocabulary_size(self) -> int:
         """Logits per position; token ids are below it."""
         return self._runner.embedding.vocabulary
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence, prompt and generation together."""
+        return self._runner.shape.context
 
     @property
     def sequences(self) -> int:

@@ -7,10 +7,11 @@ all, one after another: what it still holds of the sequence before lies behind e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError
@@ -43,8 +44,25 @@ def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarra
     return logits
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """Of every token but the first of a sequence, given those before it.
+
+    losses: negative log-likelihoods, in nats. likeliest: whether no token had a larger logit, so that greedy
+    decoding would have taken it (or one of equals).
+    """
+
+    losses: Float[np.ndarray, " targets"]
+    likeliest: Bool[np.ndarray, " targets"]
+
+
 def losses(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " targets"]]:
-    """Negative log-likelihood of every token but the first of each sequence, given those before it.
+    """The losses that `token_scores` finds. Raises as it does."""
+    return [scores.losses for scores in token_scores(runner, sequences)]
+
+
+def token_scores(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
+    """Scores of every token but the first of each sequence; lengths may differ.
 
     The log-sum-exp is folded over the blocks of the head, in float32: no array has the vocabulary's width for
     more than one chunk. Raises InvalidInputError for sequences below two tokens, or too long ones.
@@ -58,7 +76,7 @@ def losses(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Float[np.
                 expected="at least two",
                 fix="the first token of a sequence has no loss",
             )
-    result: list[Float[np.ndarray, " targets"]] = []
+    result: list[TokenScores] = []
     for group in _groups(runner, sequences):
         folds: dict[tuple[int, int], steps.Fold] = {}
 
@@ -76,11 +94,16 @@ def losses(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Float[np.
 
         _pass(runner, sequences, group, head)
         for sequence in group:
-            chunks = [
-                np.asarray(steps.fold_losses(fold)) for (own, _), fold in folds.items() if own == sequence
-            ]
-            result.append(np.concatenate(chunks)[: len(sequences[sequence]) - 1])
+            own = [fold for (of, _), fold in folds.items() if of == sequence]
+            result.append(_scores_of(own, len(sequences[sequence]) - 1))
     return result
+
+
+def _scores_of(folds: Sequence[steps.Fold], targets: int) -> TokenScores:
+    """The scores of one sequence, from the folds of its chunks; what is behind its last target is padding."""
+    losses = [np.asarray(steps.fold_losses(fold)) for fold in folds]
+    likeliest = [np.asarray(fold.at_target) == np.asarray(fold.largest) for fold in folds]
+    return TokenScores(np.concatenate(losses)[:targets], np.concatenate(likeliest)[:targets])
 
 
 def _new_fold(runner: Runner, ids: Sequence[int], first: int) -> steps.Fold:

@@ -7,7 +7,7 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.errors import InvalidInputError
-from endor_jax.evaluate.perplexity import perplexity
+from endor_jax.evaluate.perplexity import ordered_blocks, perplexity, perplexity_of_blocks
 from tests.tiny_models import write_tiny
 
 
@@ -62,3 +62,24 @@ def test_what_is_held_at_once_changes_nothing(model, monkeypatch):
 def test_what_cannot_be_scored(model, count, length, message):
     with pytest.raises(InvalidInputError, match=message):
         perplexity(model, [1] * count, sequence_length=length)
+
+
+def test_blocks_score_as_their_tokens_do(model):
+    ids = np.random.default_rng(1).integers(0, 320, 95)
+    blocks = ordered_blocks(ids.tolist(), 10)
+    assert blocks.shape == (9, 10)
+    assert perplexity_of_blocks(model, blocks) == perplexity(model, ids.tolist(), sequence_length=10)
+    backwards = perplexity_of_blocks(model, blocks[::-1])
+    assert backwards.value == pytest.approx(perplexity_of_blocks(model, blocks).value, rel=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((0, 10), "got none"), ((3, 1), "sequence_length 1")])
+def test_blocks_without_a_target(model, shape, message):
+    with pytest.raises(InvalidInputError, match=message):
+        perplexity_of_blocks(model, np.zeros(shape, np.int32))
+
+
+def test_progress_counts_blocks(model):
+    seen = []
+    perplexity_of_blocks(model, np.zeros((5, 10), np.int32), progress=lambda *each: seen.append(each))
+    assert seen == [(0, 5), (2, 5), (4, 5)]
