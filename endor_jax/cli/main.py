@@ -17,6 +17,7 @@ import typer
 from endor_jax.cli import (
     bench,
     chat,
+    compare,
     convert,
     demo,
     doctor,
@@ -79,7 +80,11 @@ def _exit(text: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-for module in (convert, export, info, plan, generate, chat, trace, perplexity, doctor, demo, verify):
+MODULES = (
+    *(convert, export, info, plan, generate, chat, trace),
+    *(perplexity, compare, doctor, demo, verify),
+)
+for module in MODULES:
     app.command(module.__name__.rsplit(".", 1)[1])(_guarded(module.command))
 
 _suites = typer.Typer(name="bench", help="Measurements that anyone can repeat.", no_args_is_help=True)

@@ -197,12 +197,13 @@ def test_perplexity(run_command, checkpoint, tmp_path):
         "standard_error": pytest.approx(expected.standard_error),
         "tokens": 630,
         "sequence_length": 64,
+        "data": str(tmp_path / "text"),
+        "blocks": None,
+        "seed": None,
     }
     words = run_command(*arguments).stdout
-    assert (
-        words
-        == f"perplexity {expected.value:.3f} ± {expected.standard_error:.3f} (630 tokens in blocks of 64)\n"
-    )
+    value = f"perplexity {expected.value:.3f} ± {expected.standard_error:.3f}"
+    assert words == f"{value} (630 tokens: all blocks, 64 tokens each, of {tmp_path / 'text'})\n"
 
 
 def test_one_pass_over_the_layers_for_all_blocks_of_a_batch(checkpoint):
