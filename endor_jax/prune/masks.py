@@ -38,9 +38,12 @@ def keep_highest(
 
 
 def keep_of_group(
-    scores: Float[Array, "*groups members"], drop: Int[Array, ""] | int
+    scores: Float[Array, "*groups members"], drop: Int[Array, "*drops"] | int
 ) -> Bool[Array, "*groups members"]:
-    """`keep_highest` in every group (the last axis) by comparing each member with each other."""
+    """`keep_highest` in every group (the last axis) by comparing each member with each other.
+
+    drop: how many of a group go, of all the same number, or of rank and shape that broadcast to the groups'.
+    """
     bits = _ordered_bits(scores)
     place = jnp.arange(scores.shape[-1])
     further_right = (place[None, :] > place[:, None]).reshape((1,) * (scores.ndim - 1) + (len(place),) * 2)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from endor_jax.errors import InvalidInputError, OptionError
 
 LARGEST_GROUP = 32
+
+Columns = TypeVar("Columns", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def dropped(sparsity: float, count: int) -> int:
     return math.ceil(round(sparsity * count, 6))
 
 
-def dropped_of_group(structure: Structure, columns: int) -> int:
-    """How many a group drops that has `columns` <= M columns."""
+def dropped_of_group(structure: Structure, columns: Columns) -> Columns:
+    """How many a group drops that has `columns` <= M columns, a number or an array of integers."""
     return -(-columns * (structure.of - structure.kept) // structure.of)
 
 

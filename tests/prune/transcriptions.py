@@ -43,3 +43,93 @@ def wanda(weight: np.ndarray, inputs: np.ndarray, sparsity: float | None, struct
         for j in range(columns):
             scores[i, j] = abs(float(weight[i, j])) * math.sqrt(sum(float(x) ** 2 for x in inputs[:, j]))
     return mask_of_scores(scores, sparsity, structure)
+
+
+def inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
+    """Upper Cholesky factor of (XXᵀ + λI)⁻¹, λ = damping · mean diagonal (arXiv 2301.00774, section 4)."""
+    damped = gram.astype(np.float64).copy()
+    columns = len(damped)
+    for c in range(columns):
+        damped[c, c] += damping * sum(float(gram[i, i]) for i in range(columns)) / columns
+    return np.linalg.cholesky(np.linalg.inv(damped)).T
+
+
+def sparsegpt(
+    weight: np.ndarray,
+    gram: np.ndarray,
+    sparsity: float | None,
+    structure: Structure,
+    *,
+    bits: int | None = None,
+    mask: np.ndarray | None = None,
+    block: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and mask of arXiv 2301.00774, Algorithm 1, with section 3.5 if there are bits; damping 0.01.
+
+    The mask of a block takes what is missing to the whole number of zeros due after it.
+    """
+    w, u = weight.astype(np.float64).copy(), inverse_factor(gram, 0.01)
+    rows, columns = w.shape
+    keep = np.ones((rows, columns), bool) if mask is None else mask.copy()
+    width = block if structure.scope != "group" else structure.of
+    for i in range(0, columns, block):
+        inside = range(i, min(i + block, columns))
+        scores = np.array([[(w[r, c] / u[c, c]) ** 2 for c in inside] for r in range(rows)])
+        if mask is None and structure.scope != "group":
+            keep[:, i : i + block] = _mask_so_far(scores, keep[:, :i], sparsity, structure)
+        scales = None
+        if bits is not None:
+            kept = mask_of_scores(scores, None, structure) if structure.scope == "group" else keep[:, inside]
+            scales = [_scale(w[r, inside], kept[r], u.diagonal()[inside], bits) for r in range(rows)]
+        errors = np.zeros((rows, columns))
+        for j in inside:
+            group = range(j, min(j + width, columns))
+            if mask is None and structure.scope == "group" and j % structure.of == 0:
+                scores = np.array([[(w[r, c] / u[c, c]) ** 2 for c in group] for r in range(rows)])
+                keep[:, group] = mask_of_scores(scores, None, structure)
+            for r in range(rows):
+                stays = w[r, j] if scales is None else _rounded(w[r, j], scales[r], bits)
+                stays = stays if keep[r, j] else 0.0
+                errors[r, j] = (w[r, j] - stays) / u[j, j]
+                for k in range(j + 1, inside.stop):
+                    w[r, k] -= errors[r, j] * u[j, k]
+                w[r, j] = stays
+        for r in range(rows):
+            for k in range(inside.stop, columns):
+                w[r, k] -= sum(errors[r, j] * u[j, k] for j in inside)
+    return w, w != 0
+
+
+def _mask_so_far(
+    scores: np.ndarray, before: np.ndarray, sparsity: float | None, structure: Structure
+) -> np.ndarray:
+    """Drop the lowest scores of a block until the share of all columns so far is gone, per row or in all."""
+    rows, columns = scores.shape
+    gone = before.shape[1]
+    keep = np.ones((rows, columns), bool)
+    parts = [range(rows)] if structure.scope == "matrix" else [[r] for r in range(rows)]
+    for part in parts:
+        due = count_dropped(sparsity, len(part) * (gone + columns)) - count_dropped(
+            sparsity, len(part) * gone
+        )
+        places = sorted(((r, c) for r in part for c in range(columns)), key=lambda place: scores[place])
+        for place in places[:due]:
+            keep[place] = False
+    return keep
+
+
+def _rounded(weight: float, scale: float, bits: int | None) -> float:
+    largest = {8: 127, 4: 7}[bits or 8]
+    return max(-largest, min(largest, round(weight / scale))) * scale if scale else 0.0
+
+
+def _scale(weight: np.ndarray, keep: np.ndarray, pivots: np.ndarray, bits: int) -> float:
+    """Of 21 float16 scales, from all to half of the largest weight, that of least Σ ((w − q·scale)/U_cc)²."""
+    kept = [c for c in range(len(weight)) if keep[c]]
+    top = max((abs(float(weight[c])) for c in kept), default=0.0) / {8: 127, 4: 7}[bits]
+    scales = [float(np.float16(top * (1 - step / 40))) for step in range(21)]
+    costs = [
+        sum(((weight[c] - _rounded(weight[c], scale, bits)) / pivots[c]) ** 2 for c in kept)
+        for scale in scales
+    ]
+    return scales[costs.index(min(costs))]
