@@ -72,11 +72,13 @@ CODECS: dict[str, tuple[Codec, ...]] = {
     )
     for name, number in FLOAT_FORMATS.items()
 }
-"""Every codec that is legal for a float format."""
+"""Every codec without loss that is legal for a float format."""
+INTEGER_CODECS = tuple(Codec(kind, bitmap=bitmap) for kind in ("int8", "int4") for bitmap in (True, False))
+"""Those that quantise, legal for every format."""
 
 
 def codecs(dtype: str) -> st.SearchStrategy[Codec]:
-    """One of the codecs that are legal for a float format."""
+    """One of the codecs without loss that are legal for a float format."""
     return st.sampled_from(CODECS[dtype])
 
 
@@ -85,3 +87,25 @@ def encodable(draw: st.DrawFn, *, max_elements: int = 8192) -> tuple[np.ndarray,
     """An array with a codec that it can be encoded with."""
     array = draw(arrays(max_elements=max_elements))
     return array, draw(codecs(array.dtype.name))
+
+
+Pieces = tuple[np.ndarray, np.ndarray, tuple[int, ...], str]
+"""What a `Quantised` is made of (it cannot be made in a strategy: see above)."""
+
+
+@st.composite
+def integers(draw: st.DrawFn, *, max_elements: int = 8192) -> tuple[Pieces, Codec]:
+    """The pieces of a `Quantised` with a codec that can hold it: any integers and scales, empty groups."""
+    shape, dtype = draw(shapes(max_elements=max_elements)), draw(dtypes)
+    codec = draw(st.sampled_from(INTEGER_CODECS))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    groups, most = -(-columns // 128), 127 if codec.kind == "int8" else 7
+    values = random.integers(-most, most, (rows, columns), np.int8, endpoint=True)
+    values[random.random(values.shape) < draw(st.sampled_from((0.0, 0.5, 0.9, 1.0)))] = 0
+    empty = np.repeat(random.random((rows, groups)) < draw(st.sampled_from((0.0, 0.5))), 128, axis=1)
+    values[empty[:, :columns]] = 0
+    # Any positive finite float16; in float16 below what would overflow.
+    top = 0x7BFF if dtype != "float16" else 0x5C00 if codec.kind == "int8" else 0x6C00
+    scales = random.integers(1, top, (rows, groups), np.uint16, endpoint=True).view(np.float16)
+    return (values, scales, shape, dtype), codec

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from endor_jax import models
-from endor_jax.arrays import FLOAT_FORMATS, array_bytes, bits_of
+from endor_jax.arrays import array_bytes, bits_of
 from endor_jax.conversion.estimate import estimate, parsed_config, stored_info
 from endor_jax.conversion.layouts import record_layouts
 from endor_jax.conversion.memory import peak_bytes
 from endor_jax.conversion.prepare import prepare
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.errors import InvalidInputError
-from endor_jax.format.choose import codec_sizes, sample_rows
+from endor_jax.format.choose import codec_size, sample_rows
 from endor_jax.format.layout import RecordLayout, TensorSpec
 from endor_jax.format.values import Codec
 from endor_jax.sources.mapping import Place, locate
@@ -138,8 +138,7 @@ def _choose(source: Source, places: Mapping[Place, str], settings: ConvertSettin
     sparsity = 1 - nonzero / elements if elements else 0.0
     if codec is None:
         return Sampled(None, sparsity, 0.0)
-    number = FLOAT_FORMATS[samples[0].dtype.name]
-    escapes = sum(codec_sizes(sample_rows(bits_of(sample)), number)[codec][1] for sample in samples)
+    escapes = sum(codec_size(sample_rows(sample), codec)[1] for sample in samples)
     return Sampled(codec, sparsity, escapes / max(1, nonzero if codec.bitmap else elements))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from endor_jax.arrays import array_bytes, round_up
 from endor_jax.format import bitmap, fields
+from endor_jax.format.check_quantised import check_integers
 from endor_jax.format.encode import escape_words
 from endor_jax.format.layout import (
     STREAM_WORDS,
@@ -185,11 +186,13 @@ def _used(layout: RecordLayout, streams: _Streams) -> Iterator[tuple[int, int, i
             used.append((tensor.data.start, 8 * _dense_bytes(tensor)))
             continue
         matrices += 1
-        for section in (tensor.bitmap, tensor.offsets):
-            if section is not None:
-                used.append((section.start, fields.WORD_BITS * section.words))
-        if tensor.bases is not None:
-            used.append((tensor.bases.start, 8 * tensor.rows * tensor.segments))
+        for section in tensor.sections:
+            bits = fields.WORD_BITS * section.words
+            if section is tensor.bases:
+                bits = 8 * tensor.rows * tensor.segments
+            if section is tensor.scales:
+                bits = 16 * tensor.rows * tensor.groups
+            used.append((section.start, bits))
     for name, tensor in layout.tensors:
         if isinstance(tensor, FieldLayout):
             count = int(streams.counts[name].sum())
@@ -234,7 +237,7 @@ def _check_escapes(
         if np.any(fields.read(words, positions, layout.field_bits)):
             yield "an escape with bits in its field", "zeros there"
     if layout.bases is None:
-        yield f"{index.size:,} escapes", "none under a raw codec"
+        yield f"{index.size:,} escapes", f"none under {layout.codec.name}"
         return
     base = _bases(words, layout)[row, column // np.uint32(layout.segment)].astype(np.int64)
     exponent = exponents_of(bits, layout.number).astype(np.int64)
@@ -247,8 +250,11 @@ def _check_fields(
     words: np.ndarray, layout: FieldLayout, streams: _Streams, name: str
 ) -> Iterator[tuple[str, str]]:
     """What has a field under docs/format.md, "Which elements have a field": no zeros under `raw` with a
-    bitmap, no exponent 0 or all ones under a packed codec; and the bases are possible."""
+    bitmap, no exponent 0 or all ones under a packed codec; and the bases and scales are possible."""
     counts = streams.counts[name]
+    if layout.codec.quantised:
+        yield from check_integers(words[streams.starts[name] :], words, layout, counts)
+        return
     if layout.bases is None:
         if layout.bitmap is not None and not np.all(_raw_stream(words, layout, streams, name)):
             yield "a field that is +0.0", "a zero that is stored nowhere"
@@ -293,13 +299,16 @@ def _forbidden_exponents(
 def _count(words: np.ndarray, layout: FieldLayout, streams: _Streams, name: str, part: int) -> TensorStats:
     index, bits = _escapes(words, layout, streams, name)
     stored = int(streams.counts[name].sum())
-    if layout.bitmap is None and layout.bases is None:
+    if layout.bitmap is None and layout.codec.quantised:
+        stream_start = words[streams.starts[name] :]
+        nonzero = int(np.count_nonzero(fields.read_signed(stream_start, 0, stored, layout.field_bits)))
+    elif layout.bitmap is None and layout.bases is None:
         nonzero = int(np.count_nonzero(_raw_stream(words, layout, streams, name)))
     elif layout.bitmap is None:  # an escape has a field as well
         nonzero = stored - index.size + int(np.count_nonzero(bits))
     else:
         nonzero = stored + index.size
-    sections = sum(s.words for s in (layout.bitmap, layout.offsets, layout.bases) if s is not None)
+    sections = sum(section.words for section in layout.sections)
     stream = fields.stream_words(stored, layout.field_bits)
     size = 4 * (2 + sections + stream + streams.escapes[name].words)
     return TensorStats(rows_of(layout, part) * layout.columns, nonzero, index.size, size)

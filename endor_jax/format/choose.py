@@ -10,8 +10,10 @@ from endor_jax.arrays import FLOAT_FORMATS, FloatFormat, bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.format import bitmap
 from endor_jax.format.encode import block_rows, escape_words
-from endor_jax.format.layout import SEGMENT, matrix_shape
+from endor_jax.format.layout import GROUP, SEGMENT, matrix_shape
+from endor_jax.format.quantise import quantise
 from endor_jax.format.values import (
+    INTEGER_BITS,
     Codec,
     best_windows,
     exponent_histogram,
@@ -30,15 +32,18 @@ def choose_codec(samples: Sequence[np.ndarray], values: str = "auto") -> Codec:
     """The codec with the fewest bytes over sample arrays of one role (one dtype: bfloat16, float16, float32).
 
     values: "auto" considers raw and every packed width, each with and without a bitmap; "raw", "packed" and
-    "packed:K" restrict that. Of long arrays evenly spaced rows are looked at (SAMPLE_SEGMENTS). Raises
-    InvalidInputError for other text or a K that the dtype has no room for.
+    "packed:K" restrict that; "int8" and "int4", which lose something, are taken only when asked for. Of long
+    arrays evenly spaced rows are looked at (SAMPLE_SEGMENTS). Raises InvalidInputError for other text, a K
+    that the dtype has no room for, or samples that cannot be quantised.
     """
     number = FLOAT_FORMATS[samples[0].dtype.name]
     allowed = _allowed(values, number)
     sizes: dict[Codec, tuple[int, int]] = {}
     for sample in samples:
-        matrix = sample_rows(bits_of(sample).reshape(matrix_shape(sample.shape)))
-        for codec, (size, escapes) in codec_sizes(matrix, number).items():
+        matrix = sample_rows(sample.reshape(matrix_shape(sample.shape)))
+        kind = values.removeprefix("dense-")
+        found = _quantised_sizes(matrix, kind) if kind in INTEGER_BITS else codec_sizes(matrix)
+        for codec, (size, escapes) in found.items():
             before = sizes.get(codec, (0, 0))
             sizes[codec] = before[0] + size, before[1] + escapes
     sizes = {codec: size for codec, size in sizes.items() if allowed(codec)}
@@ -74,11 +79,22 @@ def _allowed(values: str, number: FloatFormat) -> Callable[[Codec], bool]:
     return lambda codec: (codec.kind, codec.exponent_bits) == (asked.kind, asked.exponent_bits)
 
 
-def codec_sizes(bits: np.ndarray, number: FloatFormat) -> dict[Codec, tuple[int, int]]:
-    """(bytes, escapes) of a (rows, columns) matrix under every candidate, without encoding it.
+def codec_size(matrix: np.ndarray, codec: Codec) -> tuple[int, int]:
+    """(bytes, escapes) of a (rows, columns) float matrix under one codec, any there is.
 
-    The bytes are those of bitmap, offsets, bases, stream and escapes: exactly what `encode_matrix` produces.
+    Raises InvalidInputError for a matrix that cannot be quantised, if the codec does that.
     """
+    sizes = _quantised_sizes(matrix, codec.kind) if codec.quantised else codec_sizes(matrix)
+    return sizes[codec]
+
+
+def codec_sizes(matrix: np.ndarray) -> dict[Codec, tuple[int, int]]:
+    """(bytes, escapes) of a (rows, columns) float matrix under every codec without loss.
+
+    The bytes are those of bitmap, offsets, bases, stream and escapes: exactly what `encode_matrix` produces,
+    found without encoding.
+    """
+    bits, number = bits_of(matrix), FLOAT_FORMATS[matrix.dtype.name]
     rows, columns = bits.shape
     segments = rows * -(-columns // min(SEGMENT, columns))
     nonzero, total = int(np.count_nonzero(bits)), bits.size
@@ -99,6 +115,19 @@ def codec_sizes(bits: np.ndarray, number: FloatFormat) -> dict[Codec, tuple[int,
             escapes = candidates - fits
             sizes[codec] = 4 * (words + escape_words(escapes, number.bits // 8)), escapes
     return sizes
+
+
+def _quantised_sizes(matrix: np.ndarray, kind: str) -> dict[Codec, tuple[int, int]]:
+    """(bytes, escapes) of a float matrix as integers, with a bitmap and without."""
+    rows, columns = matrix.shape
+    width = INTEGER_BITS[kind]
+    nonzero = int(np.count_nonzero(quantise(matrix, width, where="sample").values))
+    segments = rows * -(-columns // min(SEGMENT, columns))
+    fixed = segments + -(-rows * -(-columns // GROUP) // 2)
+    with_bitmap = fixed + rows * bitmap.words_per_row(columns) + -(-nonzero * width // 32)
+    without = fixed + -(-matrix.size * width // 32)
+    sized = {f"{kind}": with_bitmap, f"dense-{kind}": without}
+    return {parse_codec(name): (4 * words, 0) for name, words in sized.items()}
 
 
 def _covered(bits: np.ndarray, number: FloatFormat, widths: Sequence[int]) -> dict[int, int]:

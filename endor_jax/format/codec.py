@@ -18,12 +18,13 @@ Select = Callable[[str, Any], bool]
 
 
 def encode(params: Any, *, values: str = "auto", select: Select | None = None) -> Any:
-    """Compresses an array, or every selected leaf of a parameter tree, losslessly.
+    """Compresses an array, or every selected leaf of a parameter tree: without loss unless asked for it.
 
     params: one array of bfloat16, float16 or float32 and rank 2 or more, or any pytree of arrays; other
-    leaves of a tree stay as they are. values: "auto" (fewest bytes), "raw", "packed", "packed:K". select:
-    which leaves of a tree; by default every one that can be encoded. Returns SparseTensor in place of each.
-    Raises UnsupportedError for a selected array that the format cannot hold.
+    leaves of a tree stay as they are. values: "auto" (fewest bytes), "raw", "packed", "packed:K"; "int8" and
+    "int4" quantise, which loses something. select: which leaves of a tree; by default every one that can be
+    encoded. Returns SparseTensor in place of each. Raises UnsupportedError for a selected array that the
+    format cannot hold, InvalidInputError for one with NaN or infinities that is to be quantised.
     """
 
     def leaf(path: tuple[Any, ...], array: Any) -> Any:

@@ -15,9 +15,10 @@ import numpy as np
 
 from endor_jax import native
 from endor_jax.arrays import FloatFormat, bits_of, round_up
-from endor_jax.errors import UnsupportedError
+from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format import bitmap, fields
 from endor_jax.format.encode_native import encode_matrix_natively
+from endor_jax.format.encode_quantised import encode_quantised
 from endor_jax.format.encoded_matrix import EncodedMatrix
 from endor_jax.format.layout import (
     PART_LIMIT_WORDS,
@@ -32,9 +33,11 @@ from endor_jax.format.layout import (
     padding_words,
     plan_layout,
 )
+from endor_jax.format.quantise import Quantised, check_quantised, quantise
 from endor_jax.format.stats import TensorStats
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import (
+    INTEGER_BITS,
     Codec,
     best_windows,
     exponent_histogram,
@@ -74,6 +77,7 @@ def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> Encode
         bitmap=np.concatenate(stored) if codec.bitmap else None,
         counts=np.concatenate(counts),
         bases=np.concatenate(bases) if codec.kind == "packed" else None,
+        scales=None,
         stream=np.concatenate(stream),
         escape_index=escape_index,
         escape_bits=bits.reshape(-1)[escape_index],
@@ -139,10 +143,16 @@ class EncodedRecord:
     """Longest escape list of any part, per tensor stored as fields: bounds `escape_capacity`."""
 
 
-def encode_record(layout: RecordLayout, arrays: Mapping[str, np.ndarray]) -> EncodedRecord:
+Encodable = np.ndarray | Quantised
+"""What a tensor is encoded from: an array, or its integers and scales where its codec quantises."""
+
+
+def encode_record(layout: RecordLayout, arrays: Mapping[str, Encodable]) -> EncodedRecord:
     """Encodes the tensors of one layer into parts of this layout.
 
-    Raises UnsupportedError if a part would reach 2^32 bits.
+    arrays: by tensor; under a codec that quantises, an array is quantised (`quantise`, unweighted), and a
+    `Quantised` is stored as it is. Raises UnsupportedError if a part would reach 2^32 bits, InvalidInputError
+    for a `Quantised` that its codec cannot hold, or an array that cannot be quantised.
     """
     parts = [encode_part(layout, arrays, part) for part in range(layout.parts)]
     stats, escapes = counts_of([(part.stats, part.escapes) for part in parts])
@@ -165,48 +175,70 @@ def counts_of(parts: Sequence[Counts]) -> tuple[dict[str, TensorStats], dict[str
     return stats, escapes
 
 
-def encode_part(layout: RecordLayout, arrays: Mapping[str, np.ndarray], part: int) -> EncodedPart:
-    """Encodes part number `part` of a layer. Raises UnsupportedError if it would reach 2^32 bits."""
+def encode_part(layout: RecordLayout, arrays: Mapping[str, Encodable], part: int) -> EncodedPart:
+    """Encodes part number `part` of a layer. Raises what `encode_record` does."""
+    dense = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
     stats: dict[str, TensorStats] = {}
     pieces: dict[str, EncodedMatrix] = {}
     for name, tensor in layout.tensors:
         if isinstance(tensor, DenseLayout):
             if part == 0:
-                stats[name] = _dense_stats(arrays[name], tensor)
+                stats[name] = _dense_stats(dense[name], tensor)
             continue
         rows, columns = matrix_shape(tensor.shape)
         first, last = min(part * tensor.rows, rows), min((part + 1) * tensor.rows, rows)
-        bits = bits_of(arrays[name]).reshape(rows, columns)[first:last]
-        pieces[name] = _encode_share(bits, tensor)
-        stats[name] = _field_stats(pieces[name], tensor, bits.size)
+        pieces[name] = _encode_share(name, arrays[name], tensor, first=first, last=last)
+        stats[name] = _field_stats(pieces[name], tensor, (last - first) * columns)
     escapes = {name: piece.escape_index.shape[0] for name, piece in pieces.items()}
-    return EncodedPart(_assemble(layout, pieces, arrays), stats, escapes)
+    return EncodedPart(_assemble(layout, pieces, dense), stats, escapes)
 
 
-def _encode_share(bits: np.ndarray, layout: FieldLayout) -> EncodedMatrix:
-    """Encodes one part's rows; missing rows at the end become rows without fields (never expanded)."""
-    encode = encode_matrix_natively if native.available() else encode_matrix
-    missing = layout.rows - bits.shape[0]
+def _encode_share(
+    name: str, array: Encodable, layout: FieldLayout, *, first: int, last: int
+) -> EncodedMatrix:
+    """Encodes rows first, ..., last − 1 of a tensor as one part's; missing rows at the end become rows
+    without fields (never expanded)."""
+    missing = layout.rows - (last - first)
     if missing == layout.rows:
-        bits, missing = np.zeros((1, layout.columns), bits.dtype), missing - 1
-        encoded = encode(bits, Codec("raw"), layout.number)
+        bits, missing = np.zeros((1, layout.columns), layout.number.unsigned), missing - 1
+        encoded = encode_matrix(bits, Codec("raw"), layout.number)
+    elif layout.codec.quantised:
+        share = _quantised_share(name, array, layout, first=first, last=last)
+        encoded = encode_quantised(share, layout.codec)
+    elif isinstance(array, Quantised):
+        raise InvalidInputError(
+            f"tensor {name!r}",
+            got=f"a quantised array for the codec {layout.codec.name}",
+            expected="int8 or int4",
+            fix="give the array itself, or another codec",
+        )
     else:
+        encode = encode_matrix_natively if native.available() else encode_matrix
+        bits = bits_of(array).reshape(matrix_shape(layout.shape))[first:last]
         encoded = encode(bits, layout.codec, layout.number)
+    extended = {
+        name: np.pad(piece, ((0, missing), (0, 0)))
+        for name in ("bitmap", "counts", "bases", "scales")
+        if (piece := getattr(encoded, name)) is not None
+    }
+    return replace(encoded, **extended)
 
-    def extend(piece: np.ndarray | None) -> np.ndarray | None:
-        return piece if piece is None else np.pad(piece, ((0, missing), (0, 0)))
 
-    counts, bases = extend(encoded.counts), extend(encoded.bases)
-    assert counts is not None
-    return EncodedMatrix(
-        extend(encoded.bitmap),
-        counts,
-        bases,
-        encoded.stream,
-        encoded.escape_index,
-        encoded.escape_bits,
-        encoded.nonzero,
-    )
+def _quantised_share(name: str, array: Encodable, layout: FieldLayout, *, first: int, last: int) -> Quantised:
+    """Rows of a tensor as integers and scales that the format can hold."""
+    bits, where = INTEGER_BITS[layout.codec.kind], f"tensor {name!r}"
+    if not isinstance(array, Quantised):
+        return quantise(array.reshape(matrix_shape(layout.shape))[first:last], bits, where=where)
+    if (array.shape, array.dtype) != (layout.shape, layout.dtype):
+        raise InvalidInputError(
+            where,
+            got=f"a quantised {array.dtype}{list(array.shape)}",
+            expected=f"{layout.dtype}{list(layout.shape)}, as its layout says",
+            fix="quantise the array that the layout was planned for",
+        )
+    share = array.rows(first, last)
+    check_quantised(share, bits, where=where)
+    return share
 
 
 def _assemble(
@@ -247,6 +279,8 @@ def _assemble(
             _put(part, tensor.bitmap, piece.bitmap)
         if tensor.bases is not None and piece.bases is not None:
             _put(part, tensor.bases, piece.bases)
+        if tensor.scales is not None and piece.scales is not None:
+            _put(part, tensor.scales, piece.scales)
         counts = piece.counts.reshape(-1)
         before = np.cumsum(counts) - counts
         _put(part, tensor.offsets, (32 * stream_at[name] + before * tensor.field_bits).astype(np.uint32))
@@ -269,7 +303,7 @@ def escape_words(count: int, itemsize: int) -> int:
 
 
 def _field_stats(piece: EncodedMatrix, layout: FieldLayout, elements: int) -> TensorStats:
-    sections = [s.words for s in (layout.bitmap, layout.offsets, layout.bases) if s is not None]
+    sections = [section.words for section in layout.sections]
     count = piece.escape_index.shape[0]
     words = 2 + sum(sections) + piece.stream.shape[0] + escape_words(count, piece.escape_bits.itemsize)
     return TensorStats(elements, piece.nonzero, count, 4 * words)
@@ -280,12 +314,14 @@ def _dense_stats(array: np.ndarray, layout: DenseLayout) -> TensorStats:
     return TensorStats(array.size, nonzero, 0, 4 * layout.data.words)
 
 
-def encode_array(array: np.ndarray, codec: str) -> SparseTensor:
+def encode_array(array: Encodable, codec: str) -> SparseTensor:
     """One array as a SparseTensor that owns its words (one part, exactly as long as needed).
 
-    array: bfloat16, float16 or float32, rank 2 or more. Raises UnsupportedError for others.
+    array: bfloat16, float16 or float32, rank 2 or more. Raises UnsupportedError for others, and what
+    `encode_record` does.
     """
-    layout = plan_layout({"array": TensorSpec(array.shape, array.dtype.name, parse_codec(codec))})
+    dtype = array.dtype if isinstance(array, Quantised) else array.dtype.name
+    layout = plan_layout({"array": TensorSpec(array.shape, dtype, parse_codec(codec))})
     encoded = encode_record(layout, {"array": array})
     return SparseTensor(encoded.parts, with_escapes(layout, encoded.escapes)["array"])
 

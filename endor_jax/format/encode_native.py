@@ -23,12 +23,14 @@ from endor_jax.format.values import Codec
 def encode_matrix_natively(
     bits: np.ndarray, codec: Codec, number: FloatFormat, *, instruction_set: str = ""
 ) -> EncodedMatrix:
-    """Encodes (rows, columns) element bits, C-contiguous, in the unsigned dtype of `number`.
+    """Encodes (rows, columns) element bits, C-contiguous, in the unsigned dtype of `number`. No codec that
+    quantises.
 
     instruction_set: "avx512" or "scalar"; "" takes the best that the processor has. Raises UnsupportedError
     for others, and without the extension; RuntimeError if another thread changes the elements meanwhile.
     """
     assert bits.flags.c_contiguous
+    assert not codec.quantised
     assert bits.dtype == number.unsigned
     rows, columns = bits.shape
     segments = -(-columns // min(SEGMENT, columns))
@@ -51,6 +53,7 @@ def encode_matrix_natively(
         bitmap=np.empty((rows, bitmap.words_per_row(columns)), np.uint32) if codec.bitmap else None,
         counts=counts,
         bases=bases,
+        scales=None,
         stream=np.empty(fields.stream_words(totals.fields, width), np.uint32),
         escape_index=np.empty(totals.escapes, np.uint32),
         escape_bits=np.empty(totals.escapes, number.unsigned),

@@ -36,6 +36,27 @@ def pack(fields: np.ndarray, width: int) -> np.ndarray:
     return stream.reshape(-1)[: stream_words(count, width)]
 
 
+def pack_signed(integers: np.ndarray, width: int) -> np.ndarray:
+    """(n,) int8 -> (stream_words(n, width),) uint32, in two's complement of `width` bits, 8 or 4."""
+    held = integers.view(np.uint8)
+    if width == 4:  # two to a byte, the first one low
+        if held.shape[0] % 2:
+            held = np.append(held, np.uint8(0))
+        held = (held[0::2] & np.uint8(15)) | (held[1::2] << np.uint8(4))
+    return pack(held, 8)
+
+
+def read_signed(words: np.ndarray, first: int, count: int, width: int) -> np.ndarray:
+    """Fields first, ..., first + count − 1 of a stream that starts with words[0]: (count,) int8, from two's
+    complement of `width` bits, 8 or 4."""
+    held = words.view(np.uint8)
+    if width == 8:
+        return held[first : first + count].view(np.int8)
+    pairs = held[first // 2 : -(-(first + count) // 2)]
+    low, high = (pairs << np.uint8(4)).view(np.int8) >> 4, pairs.view(np.int8) >> 4
+    return np.stack([low, high], axis=1).reshape(-1)[first % 2 :][:count]
+
+
 def _pack_groups(columns: np.ndarray, width: int) -> np.ndarray:
     """(32, groups) fields -> (width, groups) words: field i of every group lands on the same bits."""
     words = np.zeros((width, columns.shape[1]), np.uint32)

@@ -1,9 +1,9 @@
 """Where everything in a part is: sections with static offsets, so that layers of one signature share a step.
 
-A part is one uint32 array: header, sections (bitmaps, offsets, bases, dense tensors), value streams, escapes,
-padding. Everything in this file is static: it is hashable, compares by value and is the `layout` of a jitted
-step. What differs between layers (how many elements are stored, where a stream starts) is data in the part.
-Counts and positions are in uint32 words unless a name says otherwise.
+A part is one uint32 array: header, sections (bitmaps, offsets, bases, scales, dense tensors), value streams,
+escapes, padding. Everything in this file is static: it is hashable, compares by value and is the `layout` of
+a jitted step. What differs between layers (how many elements are stored, where a stream starts) is data in
+the part. Counts and positions are in uint32 words unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from endor_jax.format.values import Codec
 
 SEGMENT = 1024
 """Columns that share an offset and a base exponent; shorter rows are one segment."""
+GROUP = 128
+"""Columns that share a scale, counted from column 0: a segment has whole groups."""
 SECTION_WORDS = 64
 """Sections start at multiples of 256 bytes."""
 STREAM_WORDS = 16
@@ -61,6 +63,7 @@ class FieldLayout:
     bitmap: Section | None
     offsets: Section
     bases: Section | None
+    scales: Section | None
     escape_capacity: int
 
     @property
@@ -82,6 +85,17 @@ class FieldLayout:
     def segments(self) -> int:
         """Segments per row."""
         return -(-self.columns // self.segment)
+
+    @property
+    def groups(self) -> int:
+        """Groups per row: columns that share a scale."""
+        return -(-self.columns // GROUP)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """Its sections, in the order in which they lie."""
+        every = (self.bitmap, self.offsets, self.bases, self.scales)
+        return tuple(section for section in every if section is not None)
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,7 @@ def plan_layout(specs: Mapping[str, TensorSpec], *, parts: int = 1) -> RecordLay
             bitmap=take(rows * bitmap.words_per_row(columns)) if spec.codec.bitmap else None,
             offsets=take(segments),
             bases=take(-(-segments // 4)) if spec.codec.kind == "packed" else None,
+            scales=take(-(-rows * -(-columns // GROUP) // 2)) if spec.codec.quantised else None,
             escape_capacity=0,
         )
         tensors.append((name, layout))

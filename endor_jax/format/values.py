@@ -7,14 +7,17 @@ A codec is a width b and a function from field to element (docs/format.md, "Code
   chooses for itself; every one of the 2^k codes is valid. Pruning removes small magnitudes, so what is left
   crowds into few exponents. An element outside the window is an escape (`format/encode.py` lists them).
 
-A `dense-` prefix means "without bitmap": every element has a field. Lossless, all of them.
+* `int8`, `int4`: a signed integer that is multiplied with the scale of its group of columns. Lossy
+  (`format/quantise.py` makes the integers and scales).
+
+A `dense-` prefix means "without bitmap": every element has a field.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -25,22 +28,34 @@ EXPONENTS = 256
 """Histogram width: exponents of every supported format fit in a byte."""
 
 
+Kind = Literal["raw", "packed", "int8", "int4"]
+INTEGER_BITS = {"int8": 8, "int4": 4}
+"""Width of a field, by kind of the codecs that quantise."""
+
+
 @dataclass(frozen=True)
 class Codec:
-    """How the elements of one tensor are stored. `exponent_bits` is k, 0 for `raw`."""
+    """How the elements of one tensor are stored. `exponent_bits` is k, 0 for all but `packed`."""
 
-    kind: Literal["raw", "packed"]
+    kind: Kind
     exponent_bits: int = 0
     bitmap: bool = True
 
     @property
     def name(self) -> str:
-        """The name a user types and a manifest holds: "raw", "packed:2", "dense-packed:3"."""
+        """The name a user types and a manifest holds: "raw", "packed:2", "dense-int8"."""
         tail = f":{self.exponent_bits}" if self.kind == "packed" else ""
         return f"{'' if self.bitmap else 'dense-'}{self.kind}{tail}"
 
+    @property
+    def quantised(self) -> bool:
+        """Whether fields are integers with a scale: the codecs that lose something."""
+        return self.kind in INTEGER_BITS
+
     def field_bits(self, number: FloatFormat) -> int:
         """b, the width of one field for elements of this format."""
+        if self.kind in INTEGER_BITS:
+            return INTEGER_BITS[self.kind]
         if self.kind == "raw":
             return number.bits
         return 1 + self.exponent_bits + number.mantissa_bits
@@ -48,16 +63,17 @@ class Codec:
 
 def parse_codec(name: str) -> Codec:
     """The codec called `name`, as `Codec.name` spells it. Raises OptionError for any other text."""
-    match = re.fullmatch(r"(dense-)?(?:raw|packed:([1-7]))", name)
+    match = re.fullmatch(r"(dense-)?(raw|packed|int8|int4)(?::([1-7]))?", name)
+    if match and (match[2] == "packed") != (match[3] is not None):
+        match = None
     if not match:
         raise OptionError(
             "value codec",
             got=repr(name),
-            expected="raw, packed:K with K from 1 to 7, or either with the prefix dense-",
+            expected="raw, packed:K with K from 1 to 7, int8 or int4, or one of them with the prefix dense-",
             fix="choose one of these or let 'auto' choose",
         )
-    bitmap = match[1] is None
-    return Codec("packed", int(match[2]), bitmap) if match[2] else Codec("raw", bitmap=bitmap)
+    return Codec(cast("Kind", match[2]), int(match[3] or 0), bitmap=match[1] is None)
 
 
 def packed_codecs(number: FloatFormat, *, bitmap: bool) -> tuple[Codec, ...]:

@@ -119,12 +119,7 @@ class _SparsePart:
         """(n,) rows of the part, decoded: (n, columns)."""
         layout = self._layout
         taken = self._fill(
-            [
-                place
-                for section in (layout.bitmap, layout.offsets, layout.bases)
-                if section is not None
-                for place in _rows_of(section, rows, layout)
-            ]
+            [place for section in layout.sections for place in _rows_of(section, rows, layout)]
         )
         offsets = self._words[layout.offsets.start : layout.offsets.stop].reshape(layout.rows, -1)[rows]
         # A row's fields end at most `columns` fields behind its first; a field is read as two words.
@@ -160,8 +155,12 @@ class _SparsePart:
 
 def _rows_of(section: Section, rows: np.ndarray, layout: FieldLayout) -> list[tuple[int, int]]:
     """Where in the part, in bytes, a section has what belongs to some rows; an entry per row."""
-    words = section.stop - section.start
-    each = layout.segments if section is layout.bases else 4 * words // layout.rows
+    if section is layout.bases:
+        each = layout.segments
+    elif section is layout.scales:
+        each = 2 * layout.groups
+    else:
+        each = 4 * section.words // layout.rows
     return [(4 * section.start + row * each, 4 * section.start + (row + 1) * each) for row in rows.tolist()]
 
 
@@ -170,5 +169,5 @@ def held_bytes(layout: FieldLayout) -> int:
     escapes = layout.escape_capacity * (4 + layout.number.bits // 8) + 2 * PAGE
     parts = -(-layout.shape[0] // layout.rows)
     row = round_up(layout.columns * layout.field_bits // 8, PAGE) + PAGE
-    sections = 2 * PAGE * sum(s is not None for s in (layout.bitmap, layout.offsets, layout.bases))
+    sections = 2 * PAGE * len(layout.sections)
     return parts * escapes + ROWS_AT_ONCE * (row + sections)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from endor_jax.arrays import FLOAT_FORMATS, bits_of, native
+from endor_jax.arrays import FLOAT_FORMATS, native
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.format.choose import choose_codec, codec_sizes, sample_rows
+from endor_jax.format.choose import choose_codec, codec_size, sample_rows
 from endor_jax.format.codec import encodable
 from endor_jax.format.layout import (
     PART_LIMIT_WORDS,
@@ -34,12 +34,14 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
     """Writes one record per parameter tree, in order, and returns the manifest.
 
     layers: pytrees of arrays and numbers, taken one at a time. values: "auto", "raw", "packed" or "packed:K",
-    for every float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless.
+    for every float leaf of rank 2 or more with at least 4096 elements; the rest is stored dense. Lossless,
+    but for "int8" and "int4", which quantise.
     The codec of a role (a leaf name with its shape) is settled where it first occurs, so that equal layers
     share one compiled step; with "auto", a layer that it would inflate gets its own.
     What an interrupted `save` leaves cannot be gone on with: its layers came from a running program.
     Raises DestinationExistsError, DestinationBusyError, StorageError, UnsupportedError for leaves the format
-    cannot hold, InvalidInputError for an empty sequence.
+    cannot hold, InvalidInputError for an empty sequence, or leaves with NaN or infinities that are to be
+    quantised.
     """
     with CheckpointWriter(path, job={"by": "save"}) as writer:
         codecs: dict[tuple[str, tuple[int, ...], str], Codec | None] = {}
@@ -93,9 +95,8 @@ def codec_for(samples: list[np.ndarray], values: str) -> Codec | None:
 
 def saves(codec: Codec, samples: list[np.ndarray]) -> bool:
     """Whether a codec stores samples of a role in fewer bytes than their own; on short rows none may."""
-    number = FLOAT_FORMATS[samples[0].dtype.name]
-    matrices = [sample_rows(bits_of(sample).reshape(matrix_shape(sample.shape))) for sample in samples]
-    stored = sum(codec_sizes(matrix, number)[codec][0] for matrix in matrices)
+    matrices = [sample_rows(sample.reshape(matrix_shape(sample.shape))) for sample in samples]
+    stored = sum(codec_size(matrix, codec)[0] for matrix in matrices)
     return stored < sum(matrix.nbytes for matrix in matrices)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from endor_jax.arrays import round_up
-from endor_jax.format.encode import counts_of, encode_part, with_escapes
+from endor_jax.format.encode import Encodable, counts_of, encode_part, with_escapes
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.tree import Shape
 from endor_jax.store.destination import check_destination, check_job, known_entries, refusals
@@ -129,15 +129,16 @@ class CheckpointWriter:
         self,
         name: str,
         layout: RecordLayout,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, Encodable],
         *,
         tree: Shape = None,
         note: Mapping[str, Any] | None = None,
     ) -> StoredRecord:
         """Encodes and writes what is missing of a record; returns its entry (`finish` settles buffer sizes).
 
-        arrays: by tensor; may be empty if nothing is missing. tree: how the tensors make up a parameter tree
-        (`format/tree.py`). note: JSON for the journal, that `notes` gives back to whoever goes on.
+        arrays: by tensor, as `encode_record` takes them; may be empty if nothing is missing. tree: how the
+        tensors make up a parameter tree (`format/tree.py`). note: JSON for the journal, that `notes`
+        gives back to whoever goes on.
         """
         for index in self.missing(name, layout):
             self._write_part(name, layout, arrays, index=index, note=note or {})
@@ -153,7 +154,7 @@ class CheckpointWriter:
         self,
         name: str,
         layout: RecordLayout,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, Encodable],
         *,
         index: int,
         note: Mapping[str, Any],

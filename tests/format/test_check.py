@@ -12,25 +12,31 @@ from hypothesis import strategies as st
 from endor_jax.arrays import bits_of
 from endor_jax.format.check import check_part
 from endor_jax.format.decode import decode, read_escapes
-from endor_jax.format.encode import EncodedRecord, encode_record, with_escapes
+from endor_jax.format.encode import Encodable, EncodedRecord, encode_record, with_escapes
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout, TensorSpec, plan_layout
+from endor_jax.format.quantise import Quantised, quantise
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
-from tests.strategies import arrays, codecs
+from tests.format.integers import quantised_of
+from tests.strategies import INTEGER_CODECS, arrays, codecs, integers
 
 
 def encoded(
-    named: dict[str, tuple[np.ndarray, Codec | None]], parts: int = 1
+    named: dict[str, tuple[Encodable, Codec | None]], parts: int = 1
 ) -> tuple[RecordLayout, EncodedRecord]:
-    specs = {name: TensorSpec(a.shape, a.dtype.name, codec) for name, (a, codec) in named.items()}
+    specs = {name: TensorSpec(a.shape, str(a.dtype), codec) for name, (a, codec) in named.items()}
     layout = plan_layout(specs, parts=parts)
     record = encode_record(layout, {name: array for name, (array, _) in named.items()})
     return with_escapes(layout, record.escapes | dict.fromkeys(set(named) - set(record.escapes), 0)), record
 
 
-def draw_record(draw) -> dict[str, tuple[np.ndarray, Codec | None]]:
-    named: dict[str, tuple[np.ndarray, Codec | None]] = {}
+def draw_record(draw) -> dict[str, tuple[Encodable, Codec | None]]:
+    named: dict[str, tuple[Encodable, Codec | None]] = {}
     for i in range(draw(st.integers(1, 3))):
+        if draw(st.integers(0, 2)) == 0:
+            pieces, codec = draw(integers(max_elements=3000))
+            named[f"w{i}"] = Quantised(*pieces), codec
+            continue
         array = draw(arrays(max_elements=3000))
         named[f"w{i}"] = array, draw(codecs(array.dtype.name))
     if draw(st.booleans()):
@@ -71,8 +77,13 @@ def test_what_passes_after_a_flip_is_what_an_encoder_would_write(data: st.DataOb
             assert all(np.array_equal(a, b) for a, b in zip(parts, again.parts, strict=True))
 
 
-def decoded(parts: list[np.ndarray], layout: RecordLayout) -> dict[str, np.ndarray]:
-    return {name: decode(SparseTensor(tuple(parts), tensor)) for name, tensor in layout.tensors}
+def decoded(parts: list[np.ndarray], layout: RecordLayout) -> dict[str, Encodable]:
+    return {
+        name: quantised_of(parts, tensor)
+        if isinstance(tensor, FieldLayout) and tensor.codec.quantised
+        else decode(SparseTensor(tuple(parts), tensor))
+        for name, tensor in layout.tensors
+    }
 
 
 def bases(parts: list[np.ndarray], layout: RecordLayout) -> list[bytes]:
@@ -86,7 +97,8 @@ def one(
     """One matrix of half zeros with some escapes; its last part."""
     random = np.random.default_rng(0)
     array = random.normal(size=shape).astype(dtype) * (random.random(shape) < 0.5).astype(dtype)
-    array[0, 5], array[1, -3], array[2, 7] = np.inf, -0.0, np.nan
+    if not codec.quantised:
+        array[0, 5], array[1, -3], array[2, 7] = np.inf, -0.0, np.nan
     layout, record = encoded({"w": (array, codec)}, parts)
     return layout, record.parts[-1].copy()
 
@@ -95,6 +107,10 @@ def broken(words: np.ndarray, layout: RecordLayout, part: int = 0) -> str:
     checked = check_part(words, layout, part=part)
     assert checked.violations
     return "; ".join(f"{v.tensor}: got {v.got}, expected {v.expected}" for v in checked.violations)
+
+
+def as_array(parts: list[np.ndarray], layout: RecordLayout) -> np.ndarray:
+    return decode(SparseTensor(tuple(parts), layout["w"]))
 
 
 PACKED, RAW = Codec("packed", 3), Codec("raw")
@@ -138,17 +154,19 @@ def test_offsets() -> None:
     assert "(2 offsets are wrong)" in broken(words, layout)
 
 
-@pytest.mark.parametrize("codec", [PACKED, RAW, Codec("packed", 3, bitmap=False), Codec("raw", bitmap=False)])
+@pytest.mark.parametrize(
+    "codec", [PACKED, RAW, Codec("packed", 3, bitmap=False), Codec("raw", bitmap=False), *INTEGER_CODECS]
+)
 def test_every_unused_bit_is_zero(codec: Codec) -> None:
     layout, words = one(codec, shape=(3, 45))
-    array = decoded([words], layout)["w"]
+    array = as_array([words], layout)
     found = 0
     zeros = np.flatnonzero(words == 0)
     for at in zeros[:: max(1, len(zeros) // 100)]:
         held = words.copy()
         held[at] = 1 << 31
         result = check_part(held, layout, part=0)
-        same = np.array_equal(bits_of(decoded([held], layout)["w"]), bits_of(array))
+        same = np.array_equal(bits_of(as_array([held], layout)), bits_of(array))
         assert result.violations or not same, at
         found += "which nothing uses" in str(result.violations)
     assert found > 50
@@ -216,8 +234,9 @@ def test_zero_with_a_field() -> None:
     assert "a field that is +0.0, expected a zero that is stored nowhere" in broken(words, layout)
 
 
-def test_raw_has_no_escapes() -> None:
-    layout, words = one(RAW)
+@pytest.mark.parametrize("codec", [RAW, *INTEGER_CODECS], ids=lambda codec: codec.name)
+def test_only_packed_codecs_have_escapes(codec: Codec) -> None:
+    layout, words = one(codec)
     wide = replace(layout, tensors=(("w", replace(field_layout(layout), escape_capacity=1)),))
     words[1] = 1
     assert "got" in broken(words, wide)
@@ -228,3 +247,84 @@ def test_length() -> None:
     assert "words, expected" in broken(np.append(words, np.uint32(0)), layout)
     assert "words, expected" in broken(words[:-1], layout)
     assert "before the streams" in broken(words[: layout.streams_start], layout)
+
+
+def integer_part(codec: Codec) -> tuple[RecordLayout, np.ndarray, int, FieldLayout]:
+    """A matrix of integers, its part, and where its stream starts in bytes."""
+    layout, words = one(codec, shape=(3, 1100))
+    tensor = field_layout(layout)
+    return layout, words, int(words[tensor.offsets.start]) // 8, tensor
+
+
+@pytest.mark.parametrize("codec", INTEGER_CODECS, ids=lambda codec: codec.name)
+def test_the_lowest_integer(codec: Codec) -> None:
+    layout, words, stream, _ = integer_part(codec)
+    held = words.view(np.uint8)
+    if codec.kind == "int8":
+        held[stream + 7] = 0x80
+        assert "w: got a field of -128, expected values within ±127" in broken(words, layout)
+    else:
+        held[stream + 7] = (held[stream + 7] & 15) | 0x80
+        assert "w: got a field of -8, expected values within ±7" in broken(words, layout)
+
+
+def test_a_field_that_is_zero_beside_a_bitmap() -> None:
+    layout, words, stream, _ = integer_part(Codec("int8"))
+    words.view(np.uint8)[stream + 9] = 0
+    assert "a field that is 0, expected a zero that is stored nowhere" in broken(words, layout)
+    layout, words, stream, _ = integer_part(Codec("int8", bitmap=False))
+    words.view(np.uint8)[stream + 9] = 0
+    assert not check_part(words, layout, part=0).violations
+
+
+@pytest.mark.parametrize("codec", INTEGER_CODECS, ids=lambda codec: codec.name)
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        (0x7C00, "a scale that is not finite in row 1, columns from 256 on, expected a finite scale"),
+        (0x7E01, "that is not finite"),
+        (0x8001, "a scale with a sign in row 1, columns from 256 on, expected a scale of 0 or more"),
+        (0x0000, "a scale 0 for a group with values in row 1, columns from 256 on, expected more than 0"),
+        (0x8000, "a scale with a sign"),
+    ],
+)
+def test_scales(codec: Codec, bits: int, said: str) -> None:
+    layout, words, _, tensor = integer_part(codec)
+    assert tensor.scales is not None
+    words[tensor.scales.start :].view(np.uint16)[1 * 9 + 2] = bits
+    assert said in broken(words, layout)
+
+
+@pytest.mark.parametrize("codec", INTEGER_CODECS, ids=lambda codec: codec.name)
+def test_scales_of_groups_without_values(codec: Codec) -> None:
+    array = np.ones((2, 300), np.float32)
+    array[1, 128:256] = 0
+    layout, record = encoded({"w": (array, codec)}, 2)
+    tensor = field_layout(layout)
+    assert tensor.scales is not None
+    words = record.parts[1].copy()
+    assert words[tensor.scales.start :].view(np.uint16)[1] == 0
+    words[tensor.scales.start :].view(np.uint16)[1] = 0x3C00
+    checked = check_part(words, layout, part=1)
+    assert "a scale for a group of zeros in row 0, columns from 128 on, expected 0" in str(
+        [f"{v.got}, expected {v.expected}" for v in checked.violations]
+    )
+
+
+@pytest.mark.parametrize("codec", INTEGER_CODECS, ids=lambda codec: codec.name)
+def test_scales_of_padding_rows(codec: Codec) -> None:
+    layout, words = one(codec, parts=2)  # rows 2 and nothing
+    tensor = field_layout(layout)
+    assert tensor.scales is not None
+    words[tensor.scales.start :].view(np.uint16)[tensor.groups + 1] = 1
+    assert "a scale for a group of zeros in row 1, columns from 128 on" in broken(words, layout, 1)
+
+
+def test_an_element_that_overflows() -> None:
+    quantised = quantise(np.full((1, 4), 60000, np.float16), 8)
+    layout, record = encoded({"w": (quantised, Codec("int8"))})
+    words = record.parts[0].copy()
+    tensor = field_layout(layout)
+    assert tensor.scales is not None
+    words[tensor.scales.start :].view(np.float16)[0] = 517
+    assert "a scale too large in row 0, columns from 0 on, expected no infinity" in broken(words, layout)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from endor_jax.arrays import FLOAT_FORMATS, bits_of
 from endor_jax.errors import InvalidInputError
-from endor_jax.format.choose import TOLERANCE, choose_codec, codec_sizes
+from endor_jax.format.choose import TOLERANCE, choose_codec, codec_size, codec_sizes
 from endor_jax.format.encode import encode_record
 from endor_jax.format.layout import TensorSpec, matrix_shape, plan_layout
 from endor_jax.format.values import (
@@ -27,12 +27,26 @@ from tests import strategies
 
 @pytest.mark.parametrize("dtype", sorted(FLOAT_FORMATS))
 def test_names_are_read_back(dtype: str) -> None:
-    for codec in strategies.CODECS[dtype]:
+    for codec in (*strategies.CODECS[dtype], *strategies.INTEGER_CODECS):
         assert parse_codec(codec.name) == codec
 
 
 @pytest.mark.parametrize(
-    "name", ["", "auto", "packed", "packed:0", "packed:8", "packed:22", "dense", "Raw", "raw "]
+    "name",
+    [
+        "",
+        "auto",
+        "packed",
+        "packed:0",
+        "packed:8",
+        "packed:22",
+        "dense",
+        "Raw",
+        "raw ",
+        "int8:1",
+        "raw:2",
+        "int16",
+    ],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidInputError, match=f"value codec: got {name!r}"):
@@ -89,14 +103,15 @@ def test_histograms_leave_out_what_no_window_may_hold(dtype: str, top: int) -> N
 
 @given(strategies.arrays(max_elements=6000))
 def test_sizes_are_those_of_real_encodings(array: np.ndarray) -> None:
-    number = FLOAT_FORMATS[array.dtype.name]
-    sizes = codec_sizes(bits_of(array).reshape(matrix_shape(array.shape)), number)
+    matrix = array.reshape(matrix_shape(array.shape))
+    sizes = codec_sizes(matrix)
     assert set(sizes) == set(strategies.CODECS[array.dtype.name])
     for codec, (size, escapes) in sizes.items():
         layout = plan_layout({"array": TensorSpec(array.shape, array.dtype.name, codec)})
         stats = encode_record(layout, {"array": array}).stats["array"]
         header_bytes = 8
         assert (size, escapes) == (stats.stored_bytes - header_bytes, stats.escapes)
+        assert codec_size(matrix, codec) == (size, escapes)
         assert stats.elements == array.size
         assert stats.nonzero == np.count_nonzero(bits_of(array))
 
@@ -115,8 +130,7 @@ def test_the_choice_is_near_the_smallest_with_fewest_escapes(samples: list[np.nd
 def total_sizes(samples: list[np.ndarray]) -> dict[Codec, tuple[int, int]]:
     totals: dict[Codec, tuple[int, int]] = {}
     for sample in samples:
-        matrix = bits_of(sample).reshape(matrix_shape(sample.shape))
-        for codec, (size, escapes) in codec_sizes(matrix, FLOAT_FORMATS[sample.dtype.name]).items():
+        for codec, (size, escapes) in codec_sizes(sample.reshape(matrix_shape(sample.shape))).items():
             before = totals.get(codec, (0, 0))
             totals[codec] = before[0] + size, before[1] + escapes
     return totals
@@ -149,6 +163,42 @@ def test_values_restrict_the_candidates(array: np.ndarray) -> None:
     assert choose_codec([array], "packed").kind == "packed"
     three = choose_codec([array], "packed:3")
     assert (three.kind, three.exponent_bits) == ("packed", 3)
+
+
+def pruned(sparsity: float, shape: tuple[int, int] = (64, 300)) -> np.ndarray:
+    random = np.random.default_rng(0)
+    array = (random.standard_normal(shape) * 0.02).astype("bfloat16")
+    array[random.random(shape) < sparsity] = 0
+    return array
+
+
+@pytest.mark.parametrize("codec", strategies.INTEGER_CODECS, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 1.0])
+def test_the_size_of_integers_is_that_of_a_real_encoding(codec: Codec, sparsity: float) -> None:
+    array = pruned(sparsity)
+    layout = plan_layout({"array": TensorSpec(array.shape, "bfloat16", codec)})
+    stats = encode_record(layout, {"array": array}).stats["array"]
+    assert codec_size(array, codec) == (stats.stored_bytes - 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "sparsity", "chosen"),
+    [
+        ("int8", 0.05, "dense-int8"),
+        ("int8", 0.3, "int8"),
+        ("int4", 0.1, "dense-int4"),
+        ("int4", 0.5, "int4"),
+        ("dense-int8", 0.5, "int8"),
+    ],
+)
+def test_integers_get_a_bitmap_where_it_saves_bytes(values: str, sparsity: float, chosen: str) -> None:
+    assert choose_codec([pruned(sparsity)], values).name == chosen
+
+
+@given(strategies.arrays(max_elements=1500))
+def test_a_codec_with_loss_is_taken_only_when_asked_for(array: np.ndarray) -> None:
+    assert not choose_codec([array]).quantised
+    assert not any(codec.quantised for codec in codec_sizes(array.reshape(matrix_shape(array.shape))))
 
 
 def test_values_that_cannot_be() -> None:

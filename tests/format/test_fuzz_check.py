@@ -19,7 +19,8 @@ from endor_jax.format.decode import decode, decode_rows
 from endor_jax.format.encode import encode_record, with_escapes
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, plan_layout
 from endor_jax.format.tensor import SparseTensor
-from tests.strategies import CODECS
+from tests.format.integers import quantised_of
+from tests.strategies import CODECS, INTEGER_CODECS
 
 FUZZ = int(os.environ.get("ENDOR_TEST_FUZZ", "300"))
 SHAPES = ((1, 1), (3, 31), (2, 3, 33), (2, 64), (1, 1025), (2, 1100))
@@ -35,11 +36,13 @@ def record(number: int) -> tuple[RecordLayout, tuple[np.ndarray, ...]]:
     specs, arrays = {}, {}
     for i in range(1 + number % 3):
         dtype = sorted(CODECS)[(number + i) % 3]
-        codec = CODECS[dtype][(number // 3 + 5 * i) % len(CODECS[dtype])]
+        every = CODECS[dtype] + INTEGER_CODECS
+        codec = every[(number // 3 + 5 * i) % len(every)]
         shape = SHAPES[random.integers(len(SHAPES))]
         array = (random.normal(size=shape) * 10.0 ** random.integers(-3, 3)).astype(dtype_from_name(dtype))
         array[random.random(shape) < random.choice([0, 0.5, 0.95])] = 0
-        array[random.random(shape) < 0.02] = random.choice([np.inf, -0.0, np.nan])
+        special = random.choice([np.inf, -0.0, np.nan])
+        array[random.random(shape) < 0.02] = 0 if codec.quantised else special
         specs[f"w{i}"], arrays[f"w{i}"] = TensorSpec(shape, dtype, codec), array
     if number % 4 == 0:
         specs["b"], arrays["b"] = TensorSpec((number % 7,), "float16", None), np.ones(number % 7, np.float16)
@@ -97,7 +100,11 @@ def test_damaged_words(number: int, seed: int) -> None:
 
 def assert_canonical(layout: RecordLayout, parts: tuple[np.ndarray, ...], index: int) -> None:
     arrays = {name: decode(SparseTensor((parts[index],), t)) for name, t in layout.tensors if "b" in name}
-    arrays |= {name: decode(SparseTensor(parts, t)) for name, t in layout.tensors if "b" not in name}
+    arrays |= {
+        name: quantised_of(parts, t) if t.codec.quantised else decode(SparseTensor(parts, t))
+        for name, t in layout.tensors
+        if isinstance(t, FieldLayout)
+    }
     again = encode_record(layout, arrays).parts[index]
     sections = [t.bases for _, t in layout.tensors if isinstance(t, FieldLayout) and t.bases is not None]
     if all(np.array_equal(again[s.start : s.stop], parts[index][s.start : s.stop]) for s in sections):

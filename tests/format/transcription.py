@@ -1,12 +1,14 @@
 """docs/format.md once more, as plain loops over integers: written from the document, not from the code.
 
 Nothing of `endor_jax` is imported. An array is a flat list of its elements' bits (of its bytes for a dense
-tensor). Slow, and meant to be read beside the document, section by section.
+tensor; under an integer codec, of pairs of q and the bits of its group's scale). Slow, and meant to be read
+beside the document, section by section.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 
 EXPONENT_BITS = {"bfloat16": 8, "float16": 5, "float32": 8}
@@ -44,12 +46,22 @@ class Tensor:
         return not self.codec.startswith("dense-")
 
     @property
+    def groups(self) -> int:
+        return ceil_div(self.columns, 128)
+
+    @property
     def packed_bits(self) -> int | None:
-        """k, None for raw."""
+        """k, None for raw and integers."""
         return int(self.codec.split(":")[1]) if ":" in self.codec else None
 
     @property
+    def integer_bits(self) -> int | None:
+        return {"int8": 8, "int4": 4}.get(self.codec.removeprefix("dense-"))
+
+    @property
     def field_bits(self) -> int:
+        if self.integer_bits is not None:
+            return self.integer_bits
         if self.packed_bits is None:
             return 8 * self.item_bytes
         return 1 + self.packed_bits + MANTISSA_BITS[self.dtype]
@@ -77,6 +89,7 @@ class Places:
     bitmap: dict[str, int]
     offsets: dict[str, int]
     bases: dict[str, int]
+    scales: dict[str, int]
     streams: int
 
 
@@ -85,7 +98,7 @@ def share_rows(tensor: Tensor, parts: int) -> int:
 
 
 def places(tensors: list[Tensor], parts: int) -> Places:
-    found = Places({}, {}, {}, {}, {}, 0)
+    found = Places({}, {}, {}, {}, {}, {}, 0)
     for tensor in tensors:
         if tensor.codec is not None:
             found.header[tensor.name] = 2 * len(found.header)
@@ -104,6 +117,9 @@ def places(tensors: list[Tensor], parts: int) -> Places:
         if tensor.packed_bits is not None:
             found.bases[tensor.name] = at
             at = align(at + ceil_div(rows * tensor.segments, 4), 64)
+        if tensor.integer_bits is not None:
+            found.scales[tensor.name] = at
+            at = align(at + ceil_div(rows * tensor.groups, 2), 64)
     found.streams = at
     return found
 
@@ -145,6 +161,34 @@ def element_of(tensor: Tensor, field: int, base: int) -> int:
     code = (field >> mantissa_bits) % (1 << tensor.packed_bits)
     sign = field >> (tensor.packed_bits + mantissa_bits)
     return (sign << (8 * tensor.item_bytes - 1)) + ((code + base) << mantissa_bits) + mantissa
+
+
+def round_to_even(value: Fraction) -> int:
+    below = value.numerator // value.denominator
+    rest = value - below
+    return below + (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and below % 2 == 1))
+
+
+def number_of_float16(bits: int) -> Fraction:
+    """A finite one without its sign."""
+    exponent, mantissa = bits >> 10 & 31, bits & 1023
+    return Fraction(2) ** (exponent - 25) * (1024 + mantissa) if exponent else Fraction(mantissa, 1 << 24)
+
+
+def element_of_integer(tensor: Tensor, q: int, scale: int) -> int:
+    """The bits of q times a scale, rounded to nearest even: exact rational arithmetic."""
+    if q == 0:
+        return 0
+    product = abs(q) * number_of_float16(scale)
+    mantissa_bits, exponent_bits = MANTISSA_BITS[tensor.dtype], EXPONENT_BITS[tensor.dtype]
+    bias = (1 << (exponent_bits - 1)) - 1
+    exponent = 1 - bias  # of subnormal numbers and of the smallest normal ones
+    while product >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    steps = round_to_even(product / Fraction(2) ** (exponent - mantissa_bits))
+    # The leading one of a normal number adds 1 to the exponent field, and so does a carry.
+    magnitude = ((exponent + bias - 1) << mantissa_bits) + steps
+    return ((q < 0) << (8 * tensor.item_bytes - 1)) + magnitude
 
 
 # Encoding
@@ -212,6 +256,9 @@ def encode_tensor(
                 continue
             start, stop = s * tensor.segment, min((s + 1) * tensor.segment, columns)
             segment = elements[row * columns + start : row * columns + stop]
+            if tensor.integer_bits is not None:
+                position = encode_integers(words, tensor, elements, (row, r, s), where, position)
+                continue
             base = 0
             if tensor.packed_bits is not None:
                 base = base_of(tensor, segment)
@@ -232,6 +279,37 @@ def encode_tensor(
                 put_bits(words, position, field_of(tensor, bits, base) if good else 0, tensor.field_bits)
                 position += tensor.field_bits
     return align(ceil_div(position, 32), 16)
+
+
+def encode_integers(
+    words: list[int],
+    tensor: Tensor,
+    elements: list[tuple[int, int]],
+    place: tuple[int, int, int],
+    where: Places,
+    position: int,
+) -> int:
+    """Writes one segment of a tensor whose elements are (q, scale of its group): row of the tensor, row of
+    the part, number of the segment. Returns where the next field goes."""
+    row, r, s = place
+    for column in range(s * tensor.segment, min((s + 1) * tensor.segment, tensor.columns)):
+        q, scale = elements[row * tensor.columns + column]
+        if q != 0:  # so that the scale of a group of zeros stays 0
+            number = r * tensor.groups + column // 128
+            word = where.scales[tensor.name] + number // 2
+            words[word] &= ~(0xFFFF << 16 * (number % 2))
+            words[word] |= scale << 16 * (number % 2)
+        if q == 0 and tensor.has_bitmap:
+            continue
+        if tensor.has_bitmap:
+            put_bits(
+                words, 32 * (where.bitmap[tensor.name] + r * ceil_div(tensor.columns, 32)) + column, 1, 1
+            )
+        end = align(ceil_div(position + tensor.field_bits, 32), 16)
+        words += [0] * (end - len(words))
+        put_bits(words, position, q % (1 << tensor.field_bits), tensor.field_bits)
+        position += tensor.field_bits
+    return position
 
 
 # Decoding
@@ -256,7 +334,13 @@ def decode_part(words: list[int], tensors: list[Tensor], name: str, parts: int) 
                     if not get_bits(words, 32 * bitmap + column, 1):
                         continue
                 field = get_bits(words, position, tensor.field_bits)
-                elements[r * columns + column] = element_of(tensor, field, base)
+                if tensor.integer_bits is not None:
+                    q = field - (field >> (tensor.field_bits - 1) << tensor.field_bits)
+                    group = r * tensor.groups + column // 128
+                    scale = get_bits(words, 32 * where.scales[name] + 16 * group, 16)
+                    elements[r * columns + column] = element_of_integer(tensor, q, scale)
+                else:
+                    elements[r * columns + column] = element_of(tensor, field, base)
                 position += tensor.field_bits
     start, count = words[where.header[name]], words[where.header[name] + 1]
     for i in range(count):

@@ -13,6 +13,7 @@ import endor_jax as endor
 from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import CorruptCheckpointError, InvalidInputError
 from endor_jax.format.layout import TensorSpec, plan_layout
+from endor_jax.format.quantise import dequantise, quantise
 from endor_jax.format.values import parse_codec
 from endor_jax.generate.embedding import PAGE, ROWS_AT_ONCE, Embedding, held_bytes
 from endor_jax.store.writer import CheckpointWriter
@@ -66,6 +67,23 @@ def test_every_codec_with_many_escapes(tmp_path, dtype, codec, parts):
         on_disk = Embedding(opened, opened.manifest.record("embedding"))
         for ids in ([0], [100, 5], [33, 34, 35], list(range(101)), random.integers(0, 101, 300).tolist()):
             check(on_disk, matrix, ids)
+        on_disk.close()
+
+
+@pytest.mark.parametrize("codec", ["int8", "dense-int4"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_integers_and_their_scales(tmp_path, codec, parts):
+    array = np.random.default_rng(0).normal(size=(101, 2500)).astype(dtype_from_name("bfloat16"))
+    array[:, 100:900] = 0
+    quantised = quantise(array, 8 if codec == "int8" else 4)
+    layout = plan_layout({"weight": TensorSpec(array.shape, "bfloat16", parse_codec(codec))}, parts=parts)
+    writer = CheckpointWriter(tmp_path / "x")
+    writer.write_record("embedding", layout, {"weight": quantised})
+    writer.finish(made={})
+    with endor.open(tmp_path / "x") as opened:
+        on_disk = Embedding(opened, opened.manifest.record("embedding"))
+        for ids in ([0], [100, 5], [33, 34, 35], list(range(101))):
+            check(on_disk, dequantise(quantised), ids)
         on_disk.close()
 
 

@@ -21,20 +21,21 @@ from endor_jax import native
 from endor_jax.arrays import FLOAT_FORMATS, bits_of, dtype_from_name
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.decode import decode
-from endor_jax.format.encode import encode_array, encode_record, with_escapes
+from endor_jax.format.encode import Encodable, encode_array, encode_record, with_escapes
 from endor_jax.format.layout import FieldLayout, Section, TensorSpec, plan_layout
+from endor_jax.format.quantise import Quantised, dequantise, quantise
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.format.values import Codec, parse_codec
+from endor_jax.format.values import INTEGER_BITS, Codec, parse_codec
 from endor_jax.kernels.backends import Implementation, implementations
 from endor_jax.kernels.expand import expand, expand_all
 from tests import shapes, strategies
 from tests.shapes import NamedShape
 
 CODECS = {
-    "bfloat16": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
-    "float16": ("raw", "packed:1", "packed:4", "dense-raw", "dense-packed:2"),
-    "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
+    "bfloat16": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3", "int4", "dense-int8"),
+    "float16": ("raw", "packed:1", "packed:4", "dense-raw", "dense-packed:2", "int8"),
+    "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3", "dense-int4"),
 }
 
 every_implementation = pytest.mark.parametrize(
@@ -47,6 +48,16 @@ every_implementation_and_none = pytest.mark.parametrize(
 every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
 )
+
+
+def stored(named: NamedShape, dtype: str, codec: str, seed: int = 0) -> tuple[np.ndarray, Encodable]:
+    """What a tensor of this shape holds under a codec, and what it is encoded from."""
+    bits = INTEGER_BITS.get(parse_codec(codec).kind)
+    array = shapes.weights(named, dtype, specials=bits is None, seed=seed)
+    if bits is None:
+        return array, array
+    quantised = quantise(array, bits)
+    return dequantise(quantised), quantised
 
 
 @functools.cache
@@ -70,8 +81,8 @@ def field_layout(tensor: SparseTensor) -> FieldLayout:
 @every_dtype_and_codec
 @pytest.mark.parametrize("named", shapes.SHAPES, ids=str)
 def test_equals_the_oracle(implementation: Implementation, dtype: str, codec: str, named: NamedShape) -> None:
-    array = shapes.weights(named, dtype)
-    tensor = encode_array(array, codec)
+    array, source = stored(named, dtype, codec)
+    tensor = encode_array(source, codec)
     expanded = expander(implementation)(tensor)
     assert_same_bits(expanded, decode(tensor))
     assert_same_bits(expanded, array)
@@ -83,6 +94,29 @@ def test_equals_the_oracle(implementation: Implementation, dtype: str, codec: st
 def test_any_bits_without_jit(implementation: Implementation, case: tuple[np.ndarray, Codec]) -> None:
     array, codec = case
     assert_same_bits(expand(encode_array(array, codec.name), implementation=implementation), array)
+
+
+@every_implementation
+@given(strategies.integers(max_elements=400))
+@settings(max_examples=6)
+def test_any_integers_without_jit(
+    implementation: Implementation, case: tuple[strategies.Pieces, Codec]
+) -> None:
+    quantised = Quantised(*case[0])
+    expanded = expand(encode_array(quantised, case[1].name), implementation=implementation)
+    assert_same_bits(expanded, dequantise(quantised))
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_integer_times_every_scale(implementation: Implementation, dtype: str) -> None:
+    """Subnormal scales and products too, and whatever an infinity comes of."""
+    scales = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16)
+    values = np.broadcast_to(np.arange(-127, 128, 2, dtype=np.int8), (len(scales), 128))
+    if dtype == "float16":
+        scales = scales[scales < 515]
+    quantised = Quantised(values[: len(scales)], scales[:, None], (len(scales), 128), dtype)
+    assert_same_bits(expander(implementation)(encode_array(quantised, "int8")), dequantise(quantised))
 
 
 def longer(tensor: SparseTensor, words: int, fill: int) -> SparseTensor:
@@ -99,8 +133,8 @@ def longer(tensor: SparseTensor, words: int, fill: int) -> SparseTensor:
 def test_what_lies_behind_the_part_changes_nothing(
     implementation: Implementation, dtype: str, codec: str, name: str
 ) -> None:
-    array = shapes.weights(shapes.BY_NAME[name], dtype)
-    tensor = encode_array(array, codec)
+    array, source = stored(shapes.BY_NAME[name], dtype, codec)
+    tensor = encode_array(source, codec)
     expand_jitted = expander(implementation)
     for fill in (0xFFFFFFFF, 0xDEADBEEF):
         assert_same_bits(expand_jitted(longer(tensor, 1000, fill)), array)
@@ -110,8 +144,8 @@ def test_what_lies_behind_the_part_changes_nothing(
 @every_dtype_and_codec
 def test_room_for_more_escapes_than_there_are(implementation: Implementation, dtype: str, codec: str) -> None:
     """`escape_capacity` is a bound over a signature: entries past this record's own count are not its."""
-    array = shapes.weights(shapes.BY_NAME["rank_3"], dtype)
-    tensor = encode_array(array, codec)
+    array, source = stored(shapes.BY_NAME["rank_3"], dtype, codec)
+    tensor = encode_array(source, codec)
     for capacity in (field_layout(tensor).escape_capacity + 1, 3 * array.size):
         layout = replace(field_layout(tensor), escape_capacity=capacity)
         roomy = longer(SparseTensor(tensor.parts, layout), 64, 0x00000001)
@@ -120,9 +154,10 @@ def test_room_for_more_escapes_than_there_are(implementation: Implementation, dt
 
 def equal_layouts(dtype: str, codec: str, count: int) -> tuple[list[np.ndarray], SparseTensor]:
     """Arrays of one shape, and their words stacked: (count, words) with one layout."""
-    arrays = [shapes.weights(shapes.BY_NAME["word_tail"], dtype, seed=seed) for seed in range(count)]
+    both = [stored(shapes.BY_NAME["word_tail"], dtype, codec, seed) for seed in range(count)]
+    arrays = [array for array, _ in both]
     layout = plan_layout({"array": TensorSpec(arrays[0].shape, dtype, parse_codec(codec))})
-    encoded = [encode_record(layout, {"array": array}) for array in arrays]
+    encoded = [encode_record(layout, {"array": source}) for _, source in both]
     most = max(e.escapes["array"] for e in encoded)
     length = max(len(e.parts[0]) for e in encoded)
     words = [np.pad(e.parts[0], (0, length - len(e.parts[0])), constant_values=0xABCD) for e in encoded]
@@ -142,7 +177,7 @@ def test_under_vmap(implementation: Implementation | None, dtype: str, codec: st
 @every_implementation_and_none
 @pytest.mark.parametrize(
     ("dtype", "codec"),
-    [("bfloat16", "packed:2"), ("float16", "raw"), ("float32", "dense-packed:3"), ("bfloat16", "dense-raw")],
+    [("bfloat16", "packed:2"), ("float16", "raw"), ("float32", "dense-packed:3"), ("bfloat16", "int4")],
 )
 def test_under_shard_map(implementation: Implementation | None, dtype: str, codec: str) -> None:
     """Each device expands its own rows: the sharded array is the arrays one after the other."""
@@ -165,13 +200,13 @@ def test_under_shard_map(implementation: Implementation | None, dtype: str, code
 
 @every_implementation
 @pytest.mark.parametrize("parts", [2, 3, 5])
-@pytest.mark.parametrize("codec", ["packed:2", "dense-packed:3"])
+@pytest.mark.parametrize("codec", ["packed:2", "dense-packed:3", "int8", "dense-int4"])
 def test_several_parts(implementation: Implementation, codec: str, parts: int) -> None:
     """Also more parts than rows: the last ones are all padding."""
     for name in ("segment_of_one_column", "rank_3"):
-        array = shapes.weights(shapes.BY_NAME[name], "bfloat16")
+        array, source = stored(shapes.BY_NAME[name], "bfloat16", codec)
         layout = plan_layout({"w": TensorSpec(array.shape, "bfloat16", parse_codec(codec))}, parts=parts)
-        encoded = encode_record(layout, {"w": array})
+        encoded = encode_record(layout, {"w": source})
         record = Record(encoded.parts, with_escapes(layout, encoded.escapes))
         assert_same_bits(expander(implementation)(record["w"]), array)
 
@@ -180,14 +215,13 @@ def test_several_parts(implementation: Implementation, codec: str, parts: int) -
 @every_dtype_and_codec
 def test_damaged_parts_give_wrong_values_only(implementation: Implementation, dtype: str, codec: str) -> None:
     """Any words where positions and counts are: no crash, no hang, the right shape."""
-    array = shapes.weights(shapes.BY_NAME["segment_tail"], dtype)
-    tensor = encode_array(array, codec)
+    array, source = stored(shapes.BY_NAME["segment_tail"], dtype, codec)
+    tensor = encode_array(source, codec)
     layout = replace(field_layout(tensor), escape_capacity=max(40, field_layout(tensor).escape_capacity))
-    sections = [s for s in (layout.offsets, layout.bases, layout.bitmap) if s is not None]
     header = Section(layout.header, 2)
     expand_jitted = expander(implementation)
     random = np.random.default_rng(0)
-    for place in (header, *sections, Section(0, len(tensor.parts[0]))):
+    for place in (header, *layout.sections, Section(0, len(tensor.parts[0]))):
         for fill in (None, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000):
             words = np.array(tensor.parts[0])
             noise = random.integers(0, 2**32, place.words, dtype=np.uint64).astype(np.uint32)

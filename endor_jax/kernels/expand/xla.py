@@ -18,10 +18,10 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Shaped, UInt, UInt32
+from jaxtyping import Array, Bool, Float, Shaped, UInt, UInt32
 
 from endor_jax.arrays import dtype_from_name, round_up
-from endor_jax.format.layout import DenseLayout, FieldLayout, Section, matrix_shape
+from endor_jax.format.layout import GROUP, DenseLayout, FieldLayout, Section, matrix_shape
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.order import after
 
@@ -102,10 +102,17 @@ def _read_field(
 def _elements(
     field: UInt32[Array, "rows segments segment"], words: UInt32[Array, " words"], layout: FieldLayout
 ) -> UInt32[Array, "rows segments segment"]:
-    """Element bits from fields, in the low bits (docs/format.md, "Codecs"): sign-extend, AND, add."""
+    """Element bits from fields, in the low bits (docs/format.md, "Codecs"): packed ones sign-extend, AND,
+    add; integers sign-extend, multiply, round."""
+    number, width = layout.number, layout.field_bits
+    if layout.codec.quantised:
+        top = jnp.int32(WORD_BITS - width)
+        integer = (lax.bitcast_convert_type(field, jnp.int32) << top) >> top
+        product = integer.astype(jnp.float32) * _column_scales(words, layout)
+        rounded = product.astype(dtype_from_name(layout.dtype))
+        return lax.bitcast_convert_type(rounded, number.unsigned).astype(jnp.uint32)
     if layout.bases is None:
         return field
-    number, width = layout.number, layout.field_bits
     held = lax.bitcast_convert_type(_section(words, layout.bases), jnp.uint8).reshape(-1)
     bases = held[: layout.rows * layout.segments].reshape(layout.rows, layout.segments, 1).astype(jnp.uint32)
     top = WORD_BITS - width
@@ -114,6 +121,19 @@ def _elements(
     return (lax.bitcast_convert_type(extended, jnp.uint32) & keep) + (
         bases << jnp.uint32(number.mantissa_bits)
     )
+
+
+def _column_scales(
+    words: UInt32[Array, " words"], layout: FieldLayout
+) -> Float[Array, "rows segments segment"]:
+    """The scale of every column's group, in float32."""
+    assert layout.scales is not None
+    rows, groups, columns = layout.rows, layout.groups, layout.segments * layout.segment
+    held = lax.bitcast_convert_type(_section(words, layout.scales), jnp.float16).reshape(-1)
+    scales = held[: rows * groups].reshape(rows, groups, 1).astype(jnp.float32)
+    spread = jnp.broadcast_to(scales, (rows, groups, GROUP)).reshape(rows, groups * GROUP)
+    spread = jnp.pad(spread, ((0, 0), (0, max(0, columns - groups * GROUP))))[:, :columns]
+    return spread.reshape(rows, layout.segments, layout.segment)
 
 
 def _scatter_escapes(
