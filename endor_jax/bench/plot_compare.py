@@ -15,7 +15,7 @@ from endor_jax.streaming.sizes import format_size
 COLORS = (PEER_COLORS[2], OURS_COLORS[1])
 """Of a and b."""
 LEAST_DIVERGENCE = 1e-6
-"""Nats; what is below is drawn here, zeros too."""
+"""Nats: a logarithmic axis has no zero."""
 PIECES = 32
 """Stretches of a block whose tokens are averaged."""
 
@@ -53,21 +53,17 @@ def _stretches(values: Float[np.ndarray, "blocks targets"]) -> tuple[np.ndarray,
 
 
 def _spread(axis: Any, comparison: Comparison) -> None:
-    kl = np.maximum(comparison.figures.divergence.ravel(), LEAST_DIVERGENCE)
-    edges = np.geomspace(LEAST_DIVERGENCE, max(float(kl.max()), 10 * LEAST_DIVERGENCE) * 1.001, 60)
-    axis.hist(kl, bins=edges, weights=np.full(kl.size, 100 / kl.size), color=COLORS[1])
-    found = comparison.divergence
+    kl, found = comparison.figures.divergence.ravel(), comparison.divergence
+    least = max(float(np.percentile(kl, 0.5)), LEAST_DIVERGENCE)
+    edges = np.geomspace(least, max(float(kl.max()), 10 * least) * 1.001, 60)
+    weights = np.full(kl.size, 100 / kl.size)
+    axis.hist(np.maximum(kl, least), bins=edges, weights=weights, color=COLORS[1])
     marks = (("median", found.median, ":"), ("mean", found.mean, "-"), ("99 %", found.percentile_99, "--"))
     for name, value, style in marks:
-        axis.axvline(
-            max(value, LEAST_DIVERGENCE),
-            color="black",
-            linestyle=style,
-            linewidth=1,
-            label=f"{name} {value:.4g}",
-        )
+        label = f"{name} {value:.4g}"
+        axis.axvline(max(value, least), color="black", linestyle=style, linewidth=1, label=label)
     axis.set_xscale("log")
-    axis.set_xlabel(f"KL divergence of a token, nats (at least {LEAST_DIVERGENCE:g})", fontsize=8)
+    axis.set_xlabel(f"KL divergence of a token, nats (first bar: {least:.1g} and less)", fontsize=8)
     axis.set_ylabel("% of tokens", fontsize=8)
     axis.legend(fontsize=8)
 

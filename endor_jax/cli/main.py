@@ -21,6 +21,7 @@ from endor_jax.cli import (
     convert,
     demo,
     doctor,
+    eval,
     export,
     generate,
     info,
@@ -82,7 +83,7 @@ def _exit(text: str, code: int) -> typer.Exit:
 
 MODULES = (
     *(convert, export, info, plan, generate, chat, trace),
-    *(perplexity, compare, doctor, demo, verify),
+    *(perplexity, compare, eval, doctor, demo, verify),
 )
 for module in MODULES:
     app.command(module.__name__.rsplit(".", 1)[1])(_guarded(module.command))
