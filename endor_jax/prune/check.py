@@ -16,7 +16,7 @@ from endor_jax.errors import InvalidInputError
 def checked_weight(weight: Shaped[Array | np.ndarray, "rows columns"]) -> Float[Array, "rows columns"]:
     """The weights as float32. Raises InvalidInputError if some are NaN or infinite."""
     result = jnp.asarray(weight).astype(jnp.float32)
-    if not _all_finite(result):
+    if not bool(_finite(result)):
         raise InvalidInputError(
             "pruning",
             got="NaN or infinity among the weights",
@@ -39,14 +39,14 @@ def checked_sums(
             expected=f"{shape}, one for every column of the weight",
             fix="give the sums over the inputs of this very matrix",
         )
-    if not _all_finite(result):
+    if not bool(_finite(result)):
         raise InvalidInputError(
             "pruning",
             got="NaN or infinity among the calibration sums",
             expected="finite numbers",
             fix="the model's activations overflow: check the checkpoint and the calibration text",
         )
-    if not bool(jnp.any(result != 0)):
+    if not bool(_some(result)):
         raise InvalidInputError(
             "pruning",
             got="calibration sums that are all zero",
@@ -56,10 +56,11 @@ def checked_sums(
     return result
 
 
-def _all_finite(array: jax.Array) -> bool:
-    return bool(_finite(array))
-
-
 @jax.jit
 def _finite(array: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(array))
+
+
+@jax.jit
+def _some(array: jax.Array) -> jax.Array:
+    return jnp.any(array != 0)

@@ -133,3 +133,17 @@ def _scale(weight: np.ndarray, keep: np.ndarray, pivots: np.ndarray, bits: int) 
         for scale in scales
     ]
     return scales[costs.index(min(costs))]
+
+
+def outlier_ratio(scores: list[np.ndarray], multiple: float) -> float:
+    """Layerwise outlier distribution of arXiv 2310.05175 (section 3): the share of A_ij above M · mean(A)."""
+    every = [float(score) for matrix in scores for score in matrix.ravel()]
+    mean = sum(every) / len(every)
+    return sum(score > multiple * mean for score in every) / len(every)
+
+
+def owl(ratios: list[float], sparsity: float, spread: float) -> list[float]:
+    """As the official code scales ratios: kept = r' − mean(r') + 1 − S, r' in [0, 2λ]."""
+    stretched = [(ratio - min(ratios)) / (max(ratios) - min(ratios)) * spread * 2 for ratio in ratios]
+    mean = sum(stretched) / len(stretched)
+    return [1 - (ratio - mean + 1 - sparsity) for ratio in stretched]
