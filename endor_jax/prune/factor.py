@@ -34,7 +34,8 @@ def inverse_factor(
             fix="0.01, as the paper has it, suits most models",
         )
     size = products.shape[0]
-    factor = _factor(checked_sums(products, (size, size)), jnp.float32(damping))
+    checked = checked_sums(products, (size, size))
+    factor = damped_factor(checked, damping * jnp.mean(jnp.diagonal(checked)))
     if not bool(jnp.isfinite(jnp.sum(jnp.diagonal(factor)))):
         raise InvalidInputError(
             "pruning",
@@ -46,10 +47,11 @@ def inverse_factor(
 
 
 @jax.jit
-def _factor(
-    products: Float[Array, "columns columns"], damping: Float[Array, ""]
+def damped_factor(
+    products: Float[Array, "columns columns"], added: Float[Array, ""]
 ) -> Float[Array, "columns columns"]:
+    """U, upper triangular, with UᵀU = (products + added · I)⁻¹; NaN if that has no Cholesky factor."""
     identity = jnp.eye(products.shape[0], dtype=jnp.float32)
-    damped = products + identity * (damping * jnp.mean(jnp.diagonal(products)))
+    damped = products + identity * added
     lower = lax.linalg.cholesky(damped[::-1, ::-1], symmetrize_input=False)
     return lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)[::-1, ::-1]

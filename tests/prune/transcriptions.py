@@ -147,3 +147,44 @@ def owl(ratios: list[float], sparsity: float, spread: float) -> list[float]:
     stretched = [(ratio - min(ratios)) / (max(ratios) - min(ratios)) * spread * 2 for ratio in ratios]
     mean = sum(stretched) / len(stretched)
     return [1 - (ratio - mean + 1 - sparsity) for ratio in stretched]
+
+
+def admm(
+    weight: np.ndarray, gram: np.ndarray, sparsity: float | None, structure: Structure
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and mask of arXiv 2401.02938, Algorithms 1 and 3, with the official code's 20 iterations, 15 of
+    them gradual, damping 0.1 and ρ = 1; the paper's letters."""
+    rows, columns = weight.shape
+    norm = [math.sqrt(gram[c, c]) + 1e-8 for c in range(columns)]
+    xx = np.array([[gram[i, j] / norm[i] / norm[j] for j in range(columns)] for i in range(columns)])
+    damping = 0.1 * sum(xx[c, c] for c in range(columns)) / columns
+    for c in range(columns):
+        xx[c, c] += damping
+    dense = np.array([[float(weight[r, c]) * norm[c] for r in range(rows)] for c in range(columns)])
+    xy = xx @ dense
+    inverse = np.linalg.inv(xx + np.eye(columns))
+    w, u = dense.copy(), np.zeros((columns, rows))
+    keep = np.ones((columns, rows), bool)
+    for iteration in range(20):
+        if iteration < 15:
+            keep = _gradual_mask(np.abs(w + u).T, 1 - (1 - (iteration + 1) / 15) ** 3, sparsity, structure).T
+        z = np.where(keep, w + u, 0.0)
+        u = u + (w - z)
+        w = inverse @ (xy + (z - u))
+    z = np.where(keep, w + u, 0.0)
+    return np.array([[z[c, r] / norm[c] for c in range(columns)] for r in range(rows)]), keep.T
+
+
+def _gradual_mask(
+    scores: np.ndarray, progress: float, sparsity: float | None, structure: Structure
+) -> np.ndarray:
+    """A share of what the final mask of these scores drops, the lowest: of every row, or of the matrix."""
+    final = mask_of_scores(scores, sparsity, structure)
+    keep = np.ones(scores.shape, bool)
+    each = [[r] for r in range(len(scores))] if structure.scope == "row" else [range(len(scores))]
+    for part in each:
+        places = [(r, c) for r in part for c in range(scores.shape[1]) if not final[r, c]]
+        places.sort(key=lambda place: scores[place])
+        for place in places[: count_dropped(progress, len(places))]:
+            keep[place] = False
+    return keep
