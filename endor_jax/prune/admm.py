@@ -1,7 +1,8 @@
 """ADMM: least squares over the weights that are kept, while ever more of them go (Boža, arXiv 2401.02938).
 
 Objective: min ‖WX − ŴX‖² over Ŵ with zeros where the mask says. Inputs are divided by their norms, so that
-the size of a weight says what it matters. One iteration (Algorithm 1, scaled form, ρ = 1), W₀ the dense weights:
+the size of a weight says what it matters. One iteration (Algorithm 1, scaled form, ρ = 1), W₀ being the dense
+weights:
 
     Z = (W + D) where kept, else 0;  D += W − Z;  W = (W₀ H + Z − D)(H + I)⁻¹,  H = XXᵀ + λI
 
@@ -48,8 +49,8 @@ def admm(
     the normalised products. gradual: how many of the iterations choose the mask.
 
     Raises InvalidInputError for weights that are not finite, products that are not, are all zero or of
-    another size, unless 1 <= gradual <= iterations and damping > 0, and what `drop_count` raises. Not to be called
-    inside jit: it looks at the numbers.
+    another size, unless 1 <= gradual <= iterations and damping > 0, and what `drop_count` raises. Not to be
+    called inside jit: it looks at the numbers.
     """
     rows, columns = weight.shape
     due = drop_count(structure, sparsity, (rows, columns))

@@ -27,6 +27,13 @@ class Gram(NamedTuple):
     rows: Int32[Array, ""]
 
 
+class Cross(NamedTuple):
+    """products: Σ x x̃ᵀ, x from the dense model, x̃ from the pruned one. rows: how many pairs were summed."""
+
+    products: Float[Array, "columns columns"]
+    rows: Int32[Array, ""]
+
+
 def no_squared_norms(columns: int) -> SquaredNorms:
     """The sums before the first input."""
     return SquaredNorms(jnp.zeros(columns, jnp.float32), jnp.zeros((), jnp.int32))
@@ -35,6 +42,11 @@ def no_squared_norms(columns: int) -> SquaredNorms:
 def no_gram(columns: int) -> Gram:
     """The sums before the first input."""
     return Gram(jnp.zeros((columns, columns), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def no_cross(columns: int) -> Cross:
+    """The sums before the first pair of inputs."""
+    return Cross(*no_gram(columns))
 
 
 def add_squared_norms(norms: SquaredNorms, x: Float[Array, "*batch columns"]) -> SquaredNorms:
@@ -46,9 +58,15 @@ def add_squared_norms(norms: SquaredNorms, x: Float[Array, "*batch columns"]) ->
 def add_gram(gram: Gram, x: Float[Array, "*batch columns"]) -> Gram:
     """The sums with every x of a batch added."""
     inputs = _inputs(x)
-    # HIGHEST: left to itself a GPU multiplies float32 with 10 bits of mantissa.
-    products = jnp.matmul(inputs.T, inputs, precision=lax.Precision.HIGHEST)
-    return Gram(gram.products + products, gram.rows + inputs.shape[0])
+    return Gram(gram.products + _products(inputs, inputs), gram.rows + inputs.shape[0])
+
+
+def add_cross(
+    cross: Cross, x: Float[Array, "*batch columns"], moved: Float[Array, "*batch columns"]
+) -> Cross:
+    """The sums with every pair of a batch added: x of the dense model, `moved` of the pruned one."""
+    inputs = _inputs(x)
+    return Cross(cross.products + _products(inputs, _inputs(moved)), cross.rows + inputs.shape[0])
 
 
 def squared_norms_of(gram: Gram) -> SquaredNorms:
@@ -58,3 +76,10 @@ def squared_norms_of(gram: Gram) -> SquaredNorms:
 
 def _inputs(x: Float[Array, "*batch columns"]) -> Float[Array, "rows columns"]:
     return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+
+
+def _products(
+    one: Float[Array, "rows columns"], other: Float[Array, "rows columns"]
+) -> Float[Array, "columns columns"]:
+    # HIGHEST: left to itself a GPU multiplies float32 with 10 bits of mantissa.
+    return jnp.matmul(one.T, other, precision=lax.Precision.HIGHEST)
