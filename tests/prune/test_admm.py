@@ -43,10 +43,10 @@ def test_exactly_the_zeros_asked_for(structure: Structure) -> None:
             assert (group.sum(axis=1) == missing).all()
 
 
-@pytest.mark.parametrize("structure", [ROW, MATRIX, TWO_OF_FOUR], ids=lambda structure: structure.name)
+@pytest.mark.parametrize("structure", [ROW, TWO_OF_FOUR], ids=lambda structure: structure.name)
 @pytest.mark.parametrize("seed", range(2))
 def test_the_error_is_below_wandas_and_near_sparsegpts_or_below(structure: Structure, seed: int) -> None:
-    weight, gram = problem(seed)
+    weight, gram = problem(seed, columns=31)
     sparsity = share(structure)
     ours = error(weight, admm(weight, gram, sparsity=sparsity, structure=structure).weight, gram)
     mask = np.asarray(wanda(weight, np.diagonal(gram), sparsity=sparsity, structure=structure))
