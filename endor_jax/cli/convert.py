@@ -19,17 +19,45 @@ def command(
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="Where to write: nothing, or an interrupted conversion.")
     ],
-    prune: Annotated[str, typer.Option(help="none or magnitude (per row, the layers' matrices).")] = "none",
+    prune: Annotated[
+        str,
+        typer.Option(
+            help="none, magnitude, or a method that runs the model on a text: wanda, sparsegpt, admm."
+        ),
+    ] = "none",
     sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of zeros to prune to; 0.5 if a method is given.")
+        float | None,
+        typer.Option(help="Fraction of the layers' matrices to prune away; 0.5 if a method is given."),
     ] = None,
-    values: Annotated[str, typer.Option(help="auto, raw, packed or packed:K.")] = "auto",
+    mask_structure: Annotated[
+        str | None,
+        typer.Option(
+            help="Where zeros lie: row (as many in every row), matrix (anywhere), or N:M, for example 2:4. "
+            "Default: as in the method's paper."
+        ),
+    ] = None,
+    sparsity_allocation: Annotated[
+        str, typer.Option(help="uniform, or owl: less sparsity for layers with more outliers.")
+    ] = "uniform",
+    values: Annotated[
+        str,
+        typer.Option(help="auto, raw, packed, packed:K; int8 or int4 round the layers' matrices."),
+    ] = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32. Default: as in the source.")
     ] = None,
     keep_negative_zero: Annotated[
         bool, typer.Option("--keep-negative-zero", help="Store −0.0 as it is instead of as +0.0.")
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Text or JSONL to calibrate with. Default: Python's help texts."),
+    ] = None,
+    calibration_blocks: Annotated[int, typer.Option(min=1, help="Blocks of that text.")] = 64,
+    calibration_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a block; 512 if the model has so many positions.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which blocks of the text are taken.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted conversion left.")
     ] = True,
@@ -40,19 +68,22 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert a model to a compressed checkpoint. Lossless but for pruning and a change of dtype."""
+    """Convert a model to a compressed checkpoint. What is not pruned, cast or quantised is lossless."""
     from endor_jax.conversion.pipeline import run_conversion, survey_conversion
-    from endor_jax.conversion.settings import ConvertSettings
+    from endor_jax.conversion.settings import CalibrationText, ConvertSettings
 
     output = Output(as_json, quiet, verbose)
-    if prune != "none" and sparsity is None:
+    if prune != "none" and sparsity is None and ":" not in (mask_structure or ""):
         sparsity = 0.5
     settings = ConvertSettings(
         prune=prune,
         sparsity=sparsity,
+        structure=mask_structure,
+        allocation=sparsity_allocation,
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,
+        calibration=CalibrationText(calibration, calibration_blocks, calibration_length, seed),
     )
     if dry_run:
         with output.progress() as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from endor_jax.conversion.pipeline import Conversion, Progress, run_conversion
-from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.conversion.settings import CalibrationText, ConvertSettings
 
 
 def convert(
@@ -14,17 +14,24 @@ def convert(
     *,
     prune: str = "none",
     sparsity: float | None = None,
+    structure: str | None = None,
+    allocation: str = "uniform",
     values: str = "auto",
     dtype: str | None = None,
     keep_negative_zero: bool = False,
+    calibration: CalibrationText | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
     """Converts a Hugging Face directory or a GGUF file to a checkpoint. The source is only read.
 
-    prune, sparsity: "magnitude" drops this fraction of every row of the layers' matrices; "none" keeps what
-    is there and takes no sparsity. values: "auto", "raw", "packed" or "packed:K". dtype: "bfloat16",
-    "float16" or "float32" for all float tensors, None keeps each as it is (float32 from GGUF).
+    prune, sparsity: the method, and the fraction of the layers' matrices that it drops: "magnitude";
+    "wanda", "sparsegpt" and "admm", which run the model on a text, layer by layer; "none" keeps what is there
+    and takes no sparsity. structure: "row", "matrix" or "N:M" (which is a sparsity), None as in the method's
+    paper. allocation: "uniform", or "owl" for more sparsity where a layer has fewer outliers. values: "auto",
+    "raw", "packed", "packed:K", and "int8" or "int4", which round the layers' matrices. dtype: "bfloat16",
+    "float16" or "float32" for all float tensors, None keeps each as it is (float32 from GGUF). calibration:
+    the text, None takes 64 blocks of 512 tokens of one that is always there.
     keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. resume: go on with what an interrupted
     conversion of the same source, settings and version has left at `destination`: the result is the same to
     the byte. progress: called with (what, dense bytes done, dense bytes in all).
@@ -32,5 +39,14 @@ def convert(
     DestinationExistsError, DestinationBusyError (another process is writing there), ResumeError (what was
     interrupted was another conversion), StorageError (no room, or the file system refuses).
     """
-    settings = ConvertSettings(prune, sparsity, values, dtype, keep_negative_zero)
+    settings = ConvertSettings(
+        prune=prune,
+        sparsity=sparsity,
+        structure=structure,
+        allocation=allocation,
+        values=values,
+        dtype=dtype,
+        keep_negative_zero=keep_negative_zero,
+        calibration=calibration or CalibrationText(),
+    )
     return run_conversion(source, destination, settings=settings, resume=resume, progress=progress)

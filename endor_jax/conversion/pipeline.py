@@ -1,8 +1,10 @@
 """A conversion: source → prune → encode → store, one record at a time.
 
 First a survey (`survey.py`) chooses codecs and lays every record out. Then each record is read, prepared,
-encoded and written; memory holds one record as it is stored, or the largest single tensor. What an
-interrupted conversion has finished is kept, once the source's bytes and the stored ones are found the same.
+encoded and written; memory holds one record as it is stored, or the largest single tensor. Methods that look
+at a text take it along through the layers (`calibrate.py`). What an interrupted conversion has finished is
+kept, once the source's bytes and the stored ones are found the same; the text then goes through the finished
+layers as they are stored.
 """
 
 from __future__ import annotations
@@ -10,15 +12,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
+from endor_jax import models
+from endor_jax.conversion.calibrate import Calibration
+from endor_jax.conversion.calibration_text import calibration_blocks, described
+from endor_jax.conversion.estimate import parsed_config
+from endor_jax.conversion.methods import Stored
 from endor_jax.conversion.paths import check_apart
 from endor_jax.conversion.prepare import Prepared, prepare, source_digest
-from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.conversion.settings import CALIBRATED, ConvertSettings
 from endor_jax.conversion.survey import Progress, Survey, survey
 from endor_jax.errors import ResumeError
+from endor_jax.format.decode import decode
 from endor_jax.format.layout import RecordLayout
 from endor_jax.memory import give_back, peak_host_bytes
 from endor_jax.sources.mapping import Place
@@ -66,8 +78,7 @@ def survey_conversion(
     Raises as it does, but for what only reading all of the source or writing can tell.
     """
     with open_source(Path(source)) as opened:
-        found, _, _ = _prepared(opened, Path(destination), settings, resume, progress or _silent)
-        return found
+        return _prepared(opened, Path(destination), settings, resume, progress or _silent).plan
 
 
 def run_conversion(
@@ -85,30 +96,45 @@ def run_conversion(
     """
     report = progress or _silent
     with open_source(Path(source)) as opened:
-        plan, files, job = _prepared(opened, Path(destination), settings, resume, report)
+        task = _prepared(opened, Path(destination), settings, resume, report)
         if announce is not None:
-            announce(plan)
-        with CheckpointWriter(destination, job=job, resume=resume) as writer:
+            announce(task.plan)
+        with CheckpointWriter(destination, job=task.job, resume=resume) as writer:
             resumed = writer.finished_parts
-            for name, data in files.items():
+            for name, data in task.files.items():
                 writer.write_file(name, data)
-            negative_zeros = _write_records(opened, plan, settings, writer, report)
+            negative_zeros = _write_records(opened, task, writer, report)
             made = {
                 "by": f"endor_jax {VERSION}",
                 "source": str(opened.path.resolve()),
                 "settings": asdict(settings),
                 "negative_zeros": negative_zeros,
             }
+            if task.blocks is not None:
+                made["calibration"] = described(settings.calibration, task.blocks)
+                made["sparsities"] = task.plan.sparsities
             manifest = writer.finish(model=_config(opened, settings), made=made)
     return Conversion(
         Path(destination),
         manifest,
-        plan.dense_bytes,
+        task.plan.dense_bytes,
         negative_zeros,
         resumed,
-        plan.expected_peak_host_bytes,
+        task.plan.expected_peak_host_bytes,
         peak_host_bytes(),
     )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """All that is settled before anything is written. files: kept beside the weights. job: for the journal.
+    blocks: of the calibration text."""
+
+    settings: ConvertSettings
+    plan: Survey
+    files: dict[str, bytes]
+    job: dict[str, Any]
+    blocks: Int[np.ndarray, "blocks length"] | None
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -117,31 +143,41 @@ def _silent(what: str, done: int, total: int) -> None:
 
 def _prepared(
     source: Source, destination: Path, settings: ConvertSettings, resume: bool, report: Progress
-) -> tuple[Survey, dict[str, bytes], dict[str, Any]]:
-    """The survey, the files to keep beside the weights and the writer's job, once the destination can take
-    them."""
+) -> _Task:
+    """What is to be done, once the destination can take it."""
     check_apart(source.path, destination)
     check_destination(destination, resume=resume)
-    plan = survey(source, settings, report)
+    blocks = None
+    if settings.calibrated:
+        blocks = calibration_blocks(source, parsed_config(source.config), settings.calibration)
+    plan = survey(source, settings, report, blocks)
     files = source.files() | {"config.json": json.dumps(_config(source, settings), indent=2).encode()}
-    job = _job(plan, files, settings)
-    check_resumable(destination, job)
+    task = _Task(settings, plan, files, _job(plan, files, settings, blocks), blocks)
+    check_resumable(destination, task.job)
     # What an interrupted conversion left is either kept or removed first.
     need = disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
     check_room(destination, need)
-    return plan, files, job
+    return task
 
 
-def _job(plan: Survey, files: Mapping[str, bytes], settings: ConvertSettings) -> dict[str, Any]:
+def _job(
+    plan: Survey,
+    files: Mapping[str, bytes],
+    settings: ConvertSettings,
+    blocks: Int[np.ndarray, "blocks length"] | None,
+) -> dict[str, Any]:
     """What must be the same for an interrupted conversion to be gone on with; the tensors' own bytes are
     compared record by record."""
-    return {
+    job = {
         "by": "conversion",
         "version": VERSION,
         "settings": asdict(settings),
         "files": {name: digest_bytes(data) for name, data in files.items()},
         "layouts": {name: _described(layout) for name, layout in plan.layouts.items()},
     }
+    if blocks is not None:
+        job |= {"calibration": described(settings.calibration, blocks), "sparsities": plan.sparsities}
+    return job
 
 
 def _described(layout: RecordLayout) -> dict[str, str]:
@@ -152,36 +188,80 @@ def _described(layout: RecordLayout) -> dict[str, str]:
     }
 
 
-def _write_records(
-    source: Source, plan: Survey, settings: ConvertSettings, writer: CheckpointWriter, report: Progress
-) -> int:
+def _write_records(source: Source, task: _Task, writer: CheckpointWriter, report: Progress) -> int:
     """Writes every record, or keeps what is there of it; how many −0.0 were changed."""
-    done = negative_zeros = 0
-    for record, tensors in plan.names.items():
-        layout = plan.layouts[record]
-        report(f"encoding {record}", done, plan.dense_bytes)
-        missing, notes = writer.missing(record, layout), writer.notes(record, layout)
-        if missing:
-            prepared = {
-                tensor: prepare(source, name, Place(record, tensor), settings=settings)
-                for tensor, name in tensors.items()
-            }
-            note = _note(prepared)
-            _check_source(source, tensors, notes, note["source"])
-            arrays = {tensor: it.array for tensor, it in prepared.items()}
-            del prepared
-            writer.write_record(record, layout, arrays, note=note)
+    plan, done, negative_zeros = task.plan, 0, 0
+    with ExitStack() as stack:
+        calibration, last = None, 0
+        if task.settings.prune in CALIBRATED:
+            calibration = stack.enter_context(_calibration(source, task, writer, lambda: done, report))
+            # The text need not go further than to the last layer that is still to be pruned.
+            unpruned = [r in plan.sparsities and bool(writer.missing(r, plan.layouts[r])) for r in plan.names]
+            last = max((i for i, its in enumerate(unpruned) if its), default=0)
+        for i, record in enumerate(plan.names):
+            layout = plan.layouts[record]
+            report(f"encoding {record}", done, plan.dense_bytes)
+            if writer.missing(record, layout):
+                note, arrays = _write_record(source, task, writer, record, calibration)
+            else:
+                note, arrays = _keep_record(source, task, writer, record, decoded=i < last)
+            if calibration is not None and i < last:
+                calibration.advance(record, arrays)
             del arrays  # or it would still be here while the next record is read
-        else:
-            digests = {tensor: source_digest(source.read(name)) for tensor, name in tensors.items()}
-            _check_source(source, tensors, notes, digests)
-            note = notes[0]
-            writer.write_record(record, layout, {})
-        negative_zeros += note["negative_zeros"]
-        done += layout.dense_bytes
-        give_back()
+            negative_zeros += note["negative_zeros"]
+            done += layout.dense_bytes
+            give_back()
     report("done", done, plan.dense_bytes)
     return negative_zeros
+
+
+def _calibration(
+    source: Source, task: _Task, writer: CheckpointWriter, done: Callable[[], int], report: Progress
+) -> Calibration:
+    """The text before the first record. done: dense bytes of what is written, for its progress."""
+    assert task.blocks is not None
+    plan = task.plan
+
+    def note(record: str, what: str, share: float) -> None:
+        within = int(share * plan.layouts[record].dense_bytes)
+        report(f"{what} {record}", done() + within, plan.dense_bytes)
+
+    decoder = models.decoder(parsed_config(source.config))
+    return Calibration(decoder, task.blocks, directory=writer.path, settings=task.settings, note=note)
+
+
+def _write_record(
+    source: Source, task: _Task, writer: CheckpointWriter, record: str, calibration: Calibration | None
+) -> tuple[Mapping[str, Any], Mapping[str, Stored]]:
+    """Prepares, prunes and writes a record of which something is missing: its note, its tensors as stored."""
+    plan, tensors = task.plan, task.plan.names[record]
+    layout, sparsity = plan.layouts[record], plan.sparsities.get(record)
+    prepared = {
+        tensor: prepare(source, name, Place(record, tensor), settings=task.settings, sparsity=sparsity)
+        for tensor, name in tensors.items()
+    }
+    note = _note(prepared)
+    _check_source(source, tensors, writer.notes(record, layout), note["source"])
+    dense = {tensor: it.array for tensor, it in prepared.items()}
+    del prepared
+    arrays: Mapping[str, Stored] = dense
+    if calibration is not None and sparsity is not None:
+        arrays = calibration.prune(record, layout, dense, sparsity=sparsity)
+    writer.write_record(record, layout, arrays, note=note)
+    return note, arrays
+
+
+def _keep_record(
+    source: Source, task: _Task, writer: CheckpointWriter, record: str, *, decoded: bool
+) -> tuple[Mapping[str, Any], Mapping[str, Stored]]:
+    """Keeps a record that is finished, if it was made of what the source has: its note, its tensors."""
+    tensors, layout = task.plan.names[record], task.plan.layouts[record]
+    notes = writer.notes(record, layout)
+    digests = {tensor: source_digest(source.read(name)) for tensor, name in tensors.items()}
+    _check_source(source, tensors, notes, digests)
+    writer.write_record(record, layout, {})
+    stored = writer.read_record(record, layout) if decoded else None
+    return notes[0], {} if stored is None else {tensor: decode(stored[tensor]) for tensor in tensors}
 
 
 def _note(prepared: Mapping[str, Prepared]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""One tensor of a source, as it will be stored: cast, pruned, without −0.0. A block of rows at a time.
+"""One tensor of a source, as it will be stored: cast, pruned by magnitude, without −0.0.
+
+A block of rows at a time, where the pruning lets rows be treated one by one.
 
 What a source reads is memory of our own, so it is worked on in place; only a cast needs a second array.
 """
@@ -31,9 +33,12 @@ class Prepared:
     digest: str
 
 
-def prepare(source: Source, name: str, place: Place, *, settings: ConvertSettings) -> Prepared:
-    """Reads a tensor and applies the settings that concern it.
+def prepare(
+    source: Source, name: str, place: Place, *, settings: ConvertSettings, sparsity: float | None = None
+) -> Prepared:
+    """Reads a tensor and applies the settings that concern it, but for methods that are calibrated.
 
+    sparsity: of its layer, None takes that of the settings.
     Raises InvalidInputError if the cast would turn a finite value into an infinity, or if NaN would be
     pruned.
     """
@@ -41,9 +46,10 @@ def prepare(source: Source, name: str, place: Place, *, settings: ConvertSetting
     digest = source_digest(read)
     array = np.require(cast(read, name, settings.dtype), requirements=["C", "W"])
     del read
-    if prunable(place, array.shape) and settings.sparsity is not None:
-        for block in _blocks(array):
-            block[:] = apply_mask(block, magnitude_mask(block, settings.sparsity))
+    if prunable(place, array.shape) and settings.prune == "magnitude":
+        asked, structure = settings.target_sparsity if sparsity is None else sparsity, settings.mask_structure
+        for block in [array] if structure.scope == "matrix" else _blocks(array):
+            block[:] = apply_mask(block, magnitude_mask(block, asked, structure=structure))
     if settings.keep_negative_zero or array.dtype.name not in FLOAT_FORMATS:
         return Prepared(array, 0, digest)
     count = 0

@@ -22,9 +22,11 @@ import numpy as np
 from endor_jax.arrays import round_up
 from endor_jax.format.encode import Encodable, counts_of, encode_part, with_escapes
 from endor_jax.format.layout import RecordLayout
+from endor_jax.format.record import Record
 from endor_jax.format.tree import Shape
 from endor_jax.store.destination import check_destination, check_job, known_entries, refusals
 from endor_jax.store.digest import digest_bytes, digest_chunks
+from endor_jax.store.direct import read_part
 from endor_jax.store.files import sync_directory
 from endor_jax.store.finished import FinishedPart, from_entry, is_sound, rest_of, to_entry
 from endor_jax.store.journal import JOURNAL_VERSION, Journal
@@ -124,6 +126,18 @@ class CheckpointWriter:
         """What was noted with the finished parts of a record."""
         finished = [self._finished.get(_part_path(name, index)) for index in range(layout.parts)]
         return [part.note for part in finished if part is not None]
+
+    def read_record(self, name: str, layout: RecordLayout) -> Record:
+        """A record of which nothing is missing, as a reader of the checkpoint will see it."""
+        parts = [self._finished[_part_path(name, index)] for index in range(layout.parts)]
+        words = []
+        for finished in parts:
+            buffer = np.empty(finished.part.length_bytes, np.uint8)
+            with refusals(self.path, f"to read {finished.part.path} back", resume=self._resume):
+                read_part(self.path / finished.part.path, buffer, reader="preadv")
+            words.append(buffer.view(np.uint32))
+        _, escapes = counts_of([(finished.stats, finished.escapes) for finished in parts])
+        return Record(tuple(words), with_escapes(layout, escapes))
 
     def write_record(
         self,

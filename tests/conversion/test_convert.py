@@ -14,6 +14,7 @@ from endor_jax.conversion.estimate import estimate_config, estimate_source
 from endor_jax.conversion.pipeline import survey_conversion
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.errors import DestinationExistsError, InvalidInputError, NotFoundError, UnsupportedError
+from endor_jax.prune.structure import dropped
 from endor_jax.sources import open_source, write_safetensors
 from endor_jax.sources.mapping import to_endor
 from endor_jax.sources.source import TensorInfo
@@ -63,7 +64,7 @@ def test_pruned_rows_have_exact_counts(tmp_path):
             for name, tensor in checkpoint.manifest.layout(record).tensors:
                 array = checkpoint.read_tensor(record.name, name)
                 if record.name.startswith("layers.") and array.ndim == 2:
-                    kept = tensor.shape[1] - round(0.3 * tensor.shape[1])
+                    kept = tensor.shape[1] - dropped(0.3, tensor.shape[1])
                     assert (np.count_nonzero(array, axis=1) == kept).all()
                     assert record.stats[name].nonzero == kept * tensor.shape[0]
                 else:

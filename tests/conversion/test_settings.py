@@ -9,7 +9,7 @@ from endor_jax.errors import InvalidInputError
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prune": "lottery"}, r"prune: got 'lottery', expected none or magnitude"),
+        ({"prune": "lottery"}, r"prune: got 'lottery', expected none, magnitude, wanda, sparsegpt, admm"),
         ({"sparsity": 0.5}, r"sparsity: got 0.5 with prune='none'"),
         ({"prune": "magnitude"}, r"sparsity: got None with prune='magnitude'"),
         ({"prune": "magnitude", "sparsity": 1.0}, r"sparsity: got 1.0, expected 0 or more and below 1"),

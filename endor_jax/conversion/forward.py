@@ -1,0 +1,62 @@
+"""The jitted steps of calibration: hidden states through a part of the model, and sums over what they meet.
+
+One compiled step of each kind serves all layers: parameters are arguments. Hidden states are float32 whatever
+dtype the weights have.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from endor_jax import models
+from endor_jax.models import Decoder
+from endor_jax.prune.statistics import Gram, SquaredNorms, add_gram, add_squared_norms
+
+Hidden = Float[Array, "batch length hidden"]
+Params = Mapping[str, jax.Array]
+Statistics = Gram | SquaredNorms
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def stem_step(decoder: Decoder, params: Params, rows: Hidden) -> Hidden:
+    """What the first layer sees, from embedding rows."""
+    return models.stem(decoder, params, rows, _start(rows))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def layer_step(decoder: Decoder, params: Params, x: Hidden) -> Hidden:
+    """What the next layer sees."""
+    return models.block(decoder, params, x, _cache(decoder, x), _start(x))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def statistics_step(
+    decoder: Decoder, params: Params, x: Hidden, sums: Mapping[str, Statistics]
+) -> dict[str, Statistics]:
+    """`sums`, by weight name, with the inputs of those weights added that these hidden states lead to."""
+    _, _, inputs = models.tapped_block(decoder, params, x, _cache(decoder, x), _start(x))
+    return {
+        name: add_gram(its, inputs[name]) if isinstance(its, Gram) else add_squared_norms(its, inputs[name])
+        for name, its in sums.items()
+    }
+
+
+def _cache(decoder: Decoder, x: Hidden) -> models.KVCache:
+    """As long as the blocks are: they are read from their beginning."""
+    config = decoder.config
+    return models.create_cache(
+        batch=x.shape[0],
+        capacity=x.shape[1],
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        dtype=x.dtype,
+    )
+
+
+def _start(x: Hidden) -> jax.Array:
+    return jnp.zeros(x.shape[0], jnp.int32)

@@ -1,0 +1,251 @@
+"""Methods that look at a text: every layer is pruned by what the pruned layers before it give."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import endor_jax as endor
+from endor_jax import models
+from endor_jax.conversion.pipeline import run_conversion, survey_conversion
+from endor_jax.conversion.settings import CalibrationText, ConvertSettings
+from endor_jax.errors import InvalidInputError, ResumeError
+from endor_jax.format.layout import FieldLayout
+from endor_jax.prune.sparsegpt import sparsegpt
+from endor_jax.prune.structure import dropped
+from endor_jax.prune.wanda import wanda
+from endor_jax.text import load_tokenizer
+from endor_jax.text.blocks import shuffled_blocks
+from endor_jax.text.corpus import read_corpus
+from tests.tiny_models import LLAMA, OPT, write_tiny
+
+CONFIGS = {"llama": LLAMA | {"num_hidden_layers": 2}, "opt": OPT | {"num_hidden_layers": 2}}
+BLOCKS, LENGTH = 6, 24
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "some.txt"
+    path.write_text(read_corpus()[100_000:104_000])
+    return str(path)
+
+
+@pytest.fixture(scope="session", params=sorted(CONFIGS))
+def source(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("calibrated") / request.param
+    return write_tiny(directory, CONFIGS[request.param], tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("calibrated") / "one", CONFIGS["llama"], tokenizer=True)
+
+
+def settings_of(text, method="sparsegpt", sparsity: float | None = 0.5, seed=0, **others):
+    calibration = CalibrationText(text, blocks=BLOCKS, length=LENGTH, seed=seed)
+    return ConvertSettings(prune=method, sparsity=sparsity, calibration=calibration, **others)
+
+
+def tensors_of(path):
+    with endor.open(path) as checkpoint:
+        return {
+            (record.name, name): checkpoint.read_tensor(record.name, name)
+            for record in checkpoint.manifest.records
+            for name in record.stats
+        }
+
+
+def matrices(tensors):
+    return {key: array for key, array in tensors.items() if key[0].startswith("layers.") and array.ndim == 2}
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_every_layer_is_pruned_by_what_the_pruned_layers_before_it_give(source, tmp_path, text, method):
+    run_conversion(source, tmp_path / "dst", settings=settings_of(text, method))
+    stored = tensors_of(tmp_path / "dst")
+    run_conversion(source, tmp_path / "dense", settings=ConvertSettings())
+    dense = tensors_of(tmp_path / "dense")
+    token_ids = load_tokenizer(source).encode(read_corpus(text))
+    with endor.open(tmp_path / "dense") as checkpoint:
+        expected = in_one_piece(dense, checkpoint.model_config(), token_ids, method)
+    for key, array in stored.items():
+        if key not in expected:
+            np.testing.assert_array_equal(array, dense[key])
+            continue
+        # Sums in another order may move a weight that is on the edge.
+        differing = np.mean((array == 0) != (expected[key] == 0))
+        assert differing <= (0.0 if method == "wanda" else 0.002), key
+        np.testing.assert_allclose(array, expected[key], atol=2e-3 if differing == 0 else 0.3)
+
+
+def in_one_piece(tensors, config, token_ids, method):
+    """The same written plainly: the whole text at once, all layers in memory, one matrix after another."""
+    decoder = models.decoder(models.from_hf(config))
+    ids = shuffled_blocks(token_ids, LENGTH, seed=0, count=BLOCKS)
+    records = {}
+    for (record, name), array in tensors.items():
+        records.setdefault(record, {})[name] = jnp.asarray(array)
+    start = jnp.zeros(BLOCKS, jnp.int32)
+    x = records["embedding"]["weight"][ids]
+    x = models.stem(decoder, records.get("stem", {}), x, start)
+    pruned = {}
+    for layer in range(decoder.config.layers):
+        params = dict(records[f"layers.{layer}"])
+        cache = models.create_cache(
+            batch=BLOCKS,
+            capacity=LENGTH,
+            kv_heads=decoder.config.kv_heads,
+            head_dim=decoder.config.head_dim,
+            dtype="float32",
+        )
+        _, _, inputs = models.tapped_block(decoder, params, x, cache, start)
+        for name, value in inputs.items():
+            flat = np.asarray(value, np.float64).reshape(-1, value.shape[-1])
+            weight = np.asarray(params[name])
+            if method == "wanda":
+                mask = wanda(weight, np.sum(flat**2, axis=0).astype(np.float32), sparsity=0.5)
+                new = np.where(mask, weight, 0)
+            else:
+                new = np.asarray(sparsegpt(weight, (flat.T @ flat).astype(np.float32), sparsity=0.5).weight)
+            params[name] = jnp.asarray(new)
+            pruned[f"layers.{layer}", name] = new
+        x, _ = models.block(decoder, params, x, cache, start)
+    return pruned
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
+@pytest.mark.parametrize(
+    ("structure", "sparsity"), [(None, 0.37), ("row", 0.37), ("matrix", 0.37), ("2:4", None)]
+)
+def test_what_is_stored_is_as_sparse_as_was_asked(llama, tmp_path, text, method, structure, sparsity):
+    settings = settings_of(text, method, sparsity, structure=structure)
+    run_conversion(llama, tmp_path / "dst", settings=settings)
+    for key, array in matrices(tensors_of(tmp_path / "dst")).items():
+        rows, columns = array.shape
+        zeros = array == 0
+        assert not np.signbit(array[zeros]).any()
+        scope = settings.mask_structure.scope
+        if scope == "row":
+            np.testing.assert_array_equal(zeros.sum(axis=1), dropped(0.37, columns), err_msg=str(key))
+        elif scope == "matrix":
+            assert zeros.sum() == dropped(0.37, rows * columns), key
+        else:
+            np.testing.assert_array_equal(zeros.reshape(rows, -1, 4).sum(axis=2), 2, err_msg=str(key))
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "admm"])
+def test_values_are_quantised_with_what_is_kept(llama, tmp_path, text, method, values):
+    run_conversion(llama, tmp_path / "dst", settings=settings_of(text, method, values=values))
+    run_conversion(llama, tmp_path / "exact", settings=settings_of(text, method))
+    with endor.open(tmp_path / "dst") as checkpoint:
+        layers = [record for record in checkpoint.manifest.records if record.name.startswith("layers.")]
+        codecs = {
+            tensor.codec.kind
+            for record in layers
+            for _, tensor in checkpoint.manifest.layout(record).tensors
+            if isinstance(tensor, FieldLayout)
+        }
+        assert codecs == {values}
+        assert checkpoint.manifest.made["settings"]["values"] == values
+    rounded, exact = tensors_of(tmp_path / "dst"), tensors_of(tmp_path / "exact")
+    first = ("layers.0", "mlp.down.weight")
+    step = np.abs(exact[first]).max(axis=1, keepdims=True) / (127 if values == "int8" else 7)
+    kept = rounded[first] != 0
+    assert np.mean(kept) <= 0.5
+    if method in ("magnitude", "wanda"):  # the others update what is kept
+        assert np.all(np.abs(rounded[first] - exact[first]) <= 2.2 * step)  # clipped to 70 % at most
+    for key in exact.keys() - matrices(exact).keys():
+        np.testing.assert_array_equal(rounded[key], exact[key])
+
+
+def test_owl_gives_layers_different_sparsities_of_the_mean_that_was_asked_for(llama, tmp_path, text):
+    conversion = run_conversion(
+        llama, tmp_path / "dst", settings=settings_of(text, "wanda", allocation="owl")
+    )
+    sparsities = conversion.manifest.made["sparsities"]
+    assert len(set(sparsities.values())) == 2
+    assert np.mean(list(sparsities.values())) == pytest.approx(0.5)
+    zeros = [array == 0 for array in matrices(tensors_of(tmp_path / "dst")).values()]
+    assert sum(map(np.sum, zeros)) / sum(map(np.size, zeros)) >= 0.5
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(llama, tmp_path, text):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_conversion(llama, tmp_path / name, settings=settings_of(text, seed=seed))
+    first, again, other = (matrices(tensors_of(tmp_path / name)) for name in "abc")
+    for key, array in first.items():
+        np.testing.assert_array_equal(array, again[key])
+    assert any((array != other[key]).any() for key, array in first.items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_interrupted_anywhere_and_gone_on_with_it_gives_the_same_bytes(llama, tmp_path, text, method):
+    settings = settings_of(text, method, allocation="owl", values="int8" if method == "wanda" else "auto")
+    calls = []
+    run_conversion(llama, tmp_path / "whole", settings=settings, progress=lambda *now: calls.append(now))
+    whole = contents(tmp_path / "whole")
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+    for stop in range(1, len(calls), len(calls) // 12):
+        count = 0
+
+        def interrupt(*_, stop=stop):
+            nonlocal count
+            count += 1
+            if count == stop:
+                raise Interrupted
+
+        path = tmp_path / f"stopped{stop}"
+        with pytest.raises(Interrupted):
+            run_conversion(llama, path, settings=settings, progress=interrupt)
+        again = run_conversion(llama, path, settings=settings)
+        assert contents(path) == whole, calls[stop - 1]
+        if calls[stop - 1][0] in ("measuring layers.1", "running layers.1", "encoding layers.1"):
+            assert again.resumed_parts >= 2
+
+
+def contents(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_another_text_is_another_conversion(llama, tmp_path, text):
+    calls = []
+
+    def interrupt(what, *_):
+        calls.append(what)
+        if what == "measuring layers.1":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_conversion(llama, tmp_path / "dst", settings=settings_of(text), progress=interrupt)
+    with pytest.raises(ResumeError, match="calibration"):
+        run_conversion(llama, tmp_path / "dst", settings=settings_of(None))
+
+
+def test_the_survey_states_a_peak_that_holds(llama, tmp_path, text):
+    survey = survey_conversion(llama, tmp_path / "dst", settings=settings_of(text))
+    conversion = run_conversion(llama, tmp_path / "dst", settings=settings_of(text))
+    assert conversion.peak_host_bytes <= max(
+        survey.expected_peak_host_bytes, conversion.expected_peak_host_bytes
+    )
+    assert abs(conversion.manifest.stored_bytes / survey.expected.stored_bytes - 1) < 0.05
+
+
+def test_a_source_without_tokenizer_cannot_be_calibrated(tmp_path, text):
+    source = write_tiny(tmp_path / "src", CONFIGS["llama"])
+    with pytest.raises(InvalidInputError, match=r"no tokenizer\.json"):
+        run_conversion(source, tmp_path / "dst", settings=settings_of(text))
+    assert not (tmp_path / "dst").exists()
+
+
+def test_blocks_must_fit_the_model_and_the_text(llama, tmp_path, text):
+    for calibration, said in (
+        (CalibrationText(text, blocks=2, length=600), "at most the model's 512 positions"),
+        (CalibrationText(text, blocks=200, length=24), "167 blocks of 24"),
+    ):
+        settings = ConvertSettings(prune="wanda", sparsity=0.5, calibration=calibration)
+        with pytest.raises(InvalidInputError, match=said):
+            run_conversion(llama, tmp_path / "dst", settings=settings)
