@@ -32,6 +32,7 @@ class Matrix(ctypes.Structure):
         ("bitmap", ctypes.c_int64),
         ("offsets", ctypes.c_int64),
         ("bases", ctypes.c_int64),
+        ("scales", ctypes.c_int64),
         ("escape_capacity", ctypes.c_int64),
         ("matrix_rows", ctypes.c_int64),
         ("parts", ctypes.c_int64),

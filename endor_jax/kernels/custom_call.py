@@ -63,6 +63,7 @@ def attributes(layout: FieldLayout, *, parts: int, instruction_set: str | None) 
         "bitmap": -1 if layout.bitmap is None else layout.bitmap.start,
         "offsets": layout.offsets.start,
         "bases": -1 if layout.bases is None else layout.bases.start,
+        "scales": -1 if layout.scales is None else layout.scales.start,
         "escape_capacity": layout.escape_capacity,
         "matrix_rows": matrix_shape(layout.shape)[0],
         "parts": parts,

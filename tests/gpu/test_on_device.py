@@ -12,6 +12,7 @@ import pytest
 import endor_jax as endor
 from endor_jax.format.decode import decode
 from endor_jax.format.encode import encode_array
+from endor_jax.format.quantise import Quantised, dequantise, quantise
 from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.transfer import put
 from tests import shapes
@@ -32,6 +33,26 @@ def test_expand_is_bitwise(gpu: jax.Device, name: str, dtype: str, codec: str) -
     tensor = encode_array(shapes.weights(shapes.BY_NAME[name], dtype), codec)
     expanded = np.asarray(jax.jit(endor.expand)(jax.device_put(tensor, gpu)))
     assert expanded.tobytes() == decode(tensor).tobytes()
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "dense-int8", "dense-int4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", shapes.BY_NAME)
+def test_integers_expand_bitwise(gpu: jax.Device, name: str, dtype: str, codec: str) -> None:
+    array = shapes.weights(shapes.BY_NAME[name], dtype, specials=False)
+    quantised = quantise(array, 8 if "8" in codec else 4)
+    tensor = jax.device_put(encode_array(quantised, codec), gpu)
+    assert np.asarray(jax.jit(endor.expand)(tensor)).tobytes() == dequantise(quantised).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_integer_times_every_scale(gpu: jax.Device, dtype: str) -> None:
+    scales = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16)
+    scales = scales[scales < (515 if dtype == "float16" else np.inf)]
+    values = np.broadcast_to(np.arange(-127, 128, 2, dtype=np.int8), (len(scales), 128))
+    quantised = Quantised(values, scales[:, None], values.shape, dtype)
+    tensor = jax.device_put(encode_array(quantised, "int8"), gpu)
+    assert np.asarray(jax.jit(endor.expand)(tensor)).tobytes() == dequantise(quantised).tobytes()
 
 
 def test_linear_of_float32_keeps_its_precision(gpu: jax.Device) -> None:

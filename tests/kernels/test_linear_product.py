@@ -15,6 +15,7 @@ from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.encode import encode_array, encode_record, with_escapes
 from endor_jax.format.layout import TensorSpec, plan_layout
+from endor_jax.format.quantise import dequantise, quantise
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
 from endor_jax.kernels.backends import Implementation, implementations
@@ -73,6 +74,33 @@ def test_against_float64(named: NamedShape, dtype: str, rows: int, implementatio
     y = jax.jit(functools.partial(linear, implementation=implementation))(x, tensor)
     assert y.shape == (2, rows, weight.shape[0])
     assert_is_product(y, np.asarray(x), weight, dtype)
+
+
+@every_implementation
+@pytest.mark.parametrize(("rows", "codec"), [(3, "int8"), (40, "int4"), (3, "dense-int4")])
+def test_integers_against_float64(rows: int, codec: str, implementation: Implementation) -> None:
+    """The product is that of the rounded elements, as they are expanded."""
+    array = shapes.weights(shapes.BY_NAME["segment_tail"], "bfloat16", specials=False)
+    quantised = quantise(array, 8 if codec == "int8" else 4)
+    tensor, weight = encode_array(quantised, codec), dequantise(quantised)
+    x = activations((2, rows, weight.shape[1]), "bfloat16")
+    product = functools.partial(linear, implementation=implementation)
+    assert_is_product(jax.jit(product)(x, tensor), np.asarray(x), weight, "bfloat16")
+    gradient = jax.jit(jax.grad(lambda x: product(x, tensor).astype(jnp.float32).sum()))(x)
+    assert_is_product(gradient, np.ones((2, rows, 2), np.float32), weight.T, "bfloat16")
+
+
+@pytest.mark.parametrize("codec", ["int8", "dense-int4"])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_product_with_integers_is_that_with_their_elements_bit_for_bit(codec: str, rows: int) -> None:
+    array = shapes.weights(shapes.BY_NAME["segment_tail"], "bfloat16", specials=False)
+    quantised = quantise(array, 8 if codec == "int8" else 4)
+    x = activations((rows, array.shape[1]), "bfloat16")
+    product = jax.jit(linear)
+    np.testing.assert_array_equal(
+        np.asarray(product(x, encode_array(quantised, codec))).view(np.uint16),
+        np.asarray(product(x, encode_array(dequantise(quantised), "raw"))).view(np.uint16),
+    )
 
 
 @pytest.mark.parametrize("codec", ["raw", "packed:3", "dense-raw", "dense-packed:2"])

@@ -38,9 +38,6 @@ def expand(
     layout = tensor.layout
     if isinstance(layout, DenseLayout):  # its own bytes: nothing to expand
         return xla.expand(tensor, earlier)
-    if layout.codec.quantised:
-        dense = xla.expand(tensor, earlier)
-        return dense.astype(jnp.float32) if widened else dense
     dtype = jnp.dtype("float32") if widened else dtype_from_name(layout.dtype)
     parts = len(tensor.parts)
     result = jax.ShapeDtypeStruct(layout.shape, dtype)

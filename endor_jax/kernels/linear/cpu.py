@@ -36,7 +36,7 @@ def fused(x: jax.Array | jax.ShapeDtypeStruct, layout: TensorLayout, output_dtyp
 
 def fused_rows(rows: int, layout: TensorLayout) -> bool:
     """Whether the product of so many rows of x with a matrix of this layout is computed fused."""
-    if not isinstance(layout, FieldLayout) or layout.codec.quantised:
+    if not isinstance(layout, FieldLayout):
         return False
     large = 4 * math.prod(layout.shape) > LARGE_BYTES
     return 1 <= rows <= (MOST_ROWS_OF_LARGE if large else MOST_ROWS)

@@ -14,7 +14,7 @@ namespace {
 Matrix matrix_of(const EndorMatrix* described) {
   Matrix matrix{{static_cast<Number>(described->number), described->field_bits, described->rows,
                  described->columns, described->header, described->bitmap, described->offsets, described->bases,
-                 described->escape_capacity},
+                 described->scales, described->escape_capacity},
                 described->matrix_rows,
                 {}};
   for (int64_t i = 0; i < described->parts; ++i) {
@@ -31,6 +31,7 @@ DenseMatrix dense_matrix_of(const EndorDense* described) {
   layout.columns = described->columns;
   layout.bitmap = described->has_bitmap ? 0 : -1;
   layout.bases = described->packed ? 0 : -1;
+  layout.scales = -1;
   return {layout, static_cast<const uint8_t*>(described->bits)};
 }
 

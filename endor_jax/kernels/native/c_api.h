@@ -19,6 +19,7 @@ struct EndorMatrix {
   int64_t bitmap;
   int64_t offsets;
   int64_t bases;
+  int64_t scales;
   int64_t escape_capacity;
   int64_t matrix_rows;
   int64_t parts;

@@ -89,10 +89,38 @@ ENDOR_INLINED const uint8_t* spread(const uint8_t* from, uint32_t word, int64_t 
   return after<kBytes>(from, word);
 }
 
-// A segment's stored elements one after another: where they are in the part, or decoded into `buffer`.
+// bfloat16 bits of 8 products, in the upper halves of their lanes; what is below them is not cleared.
+ENDOR_INLINED __m256i round_to_upper(__m256 products) {
+  const __m256i bits = _mm256_castps_si256(products);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+
+// Elements of what was decoded for consecutive columns of one group: integers are multiplied with its scale.
+template <class F>
+ENDOR_INLINED __m256i scaled(const Segment& segment, int64_t column, __m256i decoded) {
+  if constexpr (!F::kIntegers) return decoded;
+  const __m256 scale = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(scale_bits(segment, column))));
+  const auto product = [&](__m256i integers) { return _mm256_mul_ps(_mm256_cvtepi32_ps(integers), scale); };
+  if constexpr (F::kNumber == Number::kFloat32) {
+    return _mm256_castps_si256(product(decoded));
+  } else if constexpr (F::kNumber == Number::kFloat16) {
+    const __m256 low = product(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(decoded)));
+    const __m256 high = product(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(decoded, 1)));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT)),
+                                   _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
+  } else {
+    const __m256i even = round_to_upper(product(_mm256_srai_epi32(_mm256_slli_epi32(decoded, 16), 16)));
+    const __m256i odd = round_to_upper(product(_mm256_srai_epi32(decoded, 16)));
+    return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+  }
+}
+
+// What a segment has stored, one after another: elements where they are in the part, or decoded into `buffer`,
+// integers without their scales.
 template <class F>
 ENDOR_INLINED const uint8_t* stored(const FieldDecoder<F>& decoder, const Segment& segment, Buffer& buffer) {
-  if constexpr (!F::kPacked) return segment.bytes + (segment.position >> 3);
+  if constexpr (F::kRaw) return segment.bytes + (segment.position >> 3);
   decoder.decode(segment, stored_fields(segment), [&](int64_t i, __m256i elements) {
     store(buffer.bytes + FieldDecoder<F>::kBytes * i, elements);
   });
@@ -115,15 +143,18 @@ ENDOR_INLINED void each_word(const Segment& segment, Use use) {
 template <class F, class Put>
 inline void each_vector(const FieldDecoder<F>& decoder, const Segment& segment, Put put) {
   constexpr int kBytes = FieldDecoder<F>::kBytes, kColumns = FieldDecoder<F>::kColumns;
+  const auto put_scaled = [&](int64_t column, __m256i decoded) {
+    put(column, scaled<F>(segment, column, decoded));
+  };
   if constexpr (F::kBitmap) {
     Buffer buffer;
     const uint8_t* from = stored(decoder, segment, buffer);
     each_word(segment, [&](int64_t column, uint32_t word) {
-      if (!F::kPacked) prefetch(from);
-      from = spread<kBytes>(from, word, column, put);
+      if (F::kRaw) prefetch(from);
+      from = spread<kBytes>(from, word, column, put_scaled);
     });
-  } else if constexpr (F::kPacked) {
-    decoder.decode(segment, segment.columns, put);
+  } else if constexpr (!F::kRaw) {
+    decoder.decode(segment, segment.columns, put_scaled);
   } else {
     const uint8_t* const from = segment.bytes + (segment.position >> 3);
     const int64_t columns = segment.columns;

@@ -60,7 +60,7 @@ template <class Encoder>
 EncodedCounts count_rows(const DenseMatrix& matrix, uint8_t* bases, int64_t* fields) {
   const Layout& layout = matrix.layout;
   EncodedCounts sums = {};
-  with_format(layout, [&](auto format) {
+  with_format<false>(layout, [&](auto format) {
     using F = decltype(format);
     const int64_t segments = layout.segments(), bytes = element_bytes(F::kNumber);
     for (int64_t i = 0; i < layout.rows * segments; ++i) {
@@ -83,7 +83,7 @@ template <class Encoder>
 bool write_rows(const DenseMatrix& matrix, const EncodedPieces& pieces) {
   const Layout& layout = matrix.layout;
   bool filled = false;
-  with_format(layout, [&](auto format) {
+  with_format<false>(layout, [&](auto format) {
     using F = decltype(format);
     typename Encoder::template Writer<F> writer(matrix, pieces);
     const int64_t segments = layout.segments(), bytes = element_bytes(F::kNumber);

@@ -88,12 +88,13 @@ ffi::Error said(Operation operation) {
 // The attributes of a call: those of `FieldLayout`, the rows of the whole matrix, how many of the call's
 // arguments are parts, and the instruction set asked for ("": the best).
 struct Attributes {
-  int64_t number, field_bits, rows, columns, header, bitmap, offsets, bases, escape_capacity, matrix_rows, parts;
+  int64_t number, field_bits, rows, columns, header, bitmap, offsets, bases, scales, escape_capacity, matrix_rows;
+  int64_t parts;
   std::string_view instruction_set;
 
   Layout layout() const {
     return {static_cast<Number>(number), static_cast<int32_t>(field_bits), rows,  columns,        header, bitmap,
-            offsets,                     bases,                            escape_capacity};
+            offsets,                     bases,                            scales, escape_capacity};
   }
 };
 
@@ -151,8 +152,8 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
     xla::ffi::StructMember<int64_t>("rows"), xla::ffi::StructMember<int64_t>("columns"),
     xla::ffi::StructMember<int64_t>("header"), xla::ffi::StructMember<int64_t>("bitmap"),
     xla::ffi::StructMember<int64_t>("offsets"), xla::ffi::StructMember<int64_t>("bases"),
-    xla::ffi::StructMember<int64_t>("escape_capacity"), xla::ffi::StructMember<int64_t>("matrix_rows"),
-    xla::ffi::StructMember<int64_t>("parts"),
+    xla::ffi::StructMember<int64_t>("scales"), xla::ffi::StructMember<int64_t>("escape_capacity"),
+    xla::ffi::StructMember<int64_t>("matrix_rows"), xla::ffi::StructMember<int64_t>("parts"),
     xla::ffi::StructMember<std::string_view>("instruction_set"));
 
 extern "C" {

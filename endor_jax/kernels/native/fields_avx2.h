@@ -1,4 +1,4 @@
-// Packed fields as elements, 16 of 16 bits or 8 of 32 at a time, with AVX2.
+// Fields as elements, 16 of 16 bits or 8 of 32 at a time, with AVX2; integers without their scales.
 #ifndef ENDOR_JAX_KERNELS_NATIVE_FIELDS_AVX2_H_
 #define ENDOR_JAX_KERNELS_NATIVE_FIELDS_AVX2_H_
 
@@ -29,7 +29,18 @@ inline void prefetch(const uint8_t* from) {
   _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(from) + 2048), _MM_HINT_T0);
 }
 
-// Packed fields as elements.
+// 16 integers of 4 bits, the first in the low or the high half of the first byte.
+ENDOR_INLINED __m128i nibbles(const uint8_t* from, bool high_first) {
+  const auto eight = [](const uint8_t* at) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)); };
+  const __m128i mask = _mm_set1_epi8(15), sign = _mm_set1_epi8(8);
+  const __m128i here = eight(from);
+  const __m128i high = _mm_and_si128(_mm_srli_epi16(here, 4), mask);
+  const __m128i low = _mm_and_si128(high_first ? eight(from + 1) : here, mask);
+  const __m128i unsign = high_first ? _mm_unpacklo_epi8(high, low) : _mm_unpacklo_epi8(low, high);
+  return _mm_sub_epi8(_mm_xor_si128(unsign, sign), sign);
+}
+
+// Packed fields as elements, integers as integers of an element's width.
 template <class F>
 class FieldDecoder {
  public:
@@ -54,7 +65,9 @@ class FieldDecoder {
   // Calls `put(i, elements)` for each group of kColumns fields with at least one of the segment's first `count`.
   template <class Put>
   void decode(const Segment& segment, int64_t count, Put put) const {
-    if constexpr (kBytes == 2) {
+    if constexpr (F::kIntegers) {
+      decode_integers(segment, count, put);
+    } else if constexpr (kBytes == 2) {
       // The lowest bits of a field are in the byte below its two: of fields of 9 bits never, of fields of 10
       // never either, because they begin at even bits.
       width_ <= 10 ? decode16<false>(segment, count, put) : decode16<true>(segment, count, put);
@@ -66,6 +79,20 @@ class FieldDecoder {
  private:
   static __m256i all(uint32_t value) {
     return kBytes == 2 ? _mm256_set1_epi16(static_cast<short>(value)) : _mm256_set1_epi32(static_cast<int>(value));
+  }
+
+  template <class Put>
+  void decode_integers(const Segment& segment, int64_t count, Put put) const {
+    const uint8_t* from = segment.bytes + (segment.position >> 3);
+    const bool high_first = segment.position & 4;
+    const int64_t width = width_;
+    for (int64_t i = 0; i < count; i += kColumns) {
+      prefetch(from);
+      const __m128i integers =
+          width == 4 ? nibbles(from, high_first) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      put(i, kBytes == 2 ? _mm256_cvtepi8_epi16(integers) : _mm256_cvtepi8_epi32(integers));
+      from += kColumns * width / 8;
+    }
   }
 
   template <bool kThreeBytes, class Put>

@@ -64,6 +64,14 @@ ENDOR_INLINED uint16_t round_to_float16(float value) {
   return static_cast<uint16_t>(sign | (field + rounded));
 }
 
+// The element bits of a float32, rounded to nearest even.
+template <Number kNumber>
+ENDOR_INLINED uint32_t rounded(float value) {
+  if constexpr (kNumber == Number::kBFloat16) return round_to_bfloat16(value);
+  if constexpr (kNumber == Number::kFloat16) return round_to_float16(value);
+  return bits_of_float(value);
+}
+
 }  // namespace endor
 
 #endif  // ENDOR_JAX_KERNELS_NATIVE_FLOATS_H_

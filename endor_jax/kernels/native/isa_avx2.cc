@@ -173,9 +173,9 @@ class Avx2::Sums {
   }
 
   void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* x) {
-    if (F::kBitmap && n <= 4 && segment.escapes.count == 0) {
-      multiply_at_once(decoder, segment, x);
-    } else {
+    if (kMayMultiplyAtOnce && (!F::kEscapes || segment.escapes.count == 0)) {
+      if constexpr (kMayMultiplyAtOnce) multiply_at_once(decoder, segment, x);
+    } else if constexpr (F::kEscapes || !kMayMultiplyAtOnce) {
       Buffer buffer;
       fill(buffer, decoder, segment);
       for (int i = 0; i < n; i += kAtOnce) multiply(buffer, segment.columns, x, i);
@@ -193,6 +193,7 @@ class Avx2::Sums {
  private:
   static constexpr int kAtOnce = n < 8 ? n : 8;  // of whose sums each has a register
   static constexpr int kBytes = Decoder<F>::kBytes;
+  static constexpr bool kMayMultiplyAtOnce = F::kBitmap && n <= 4;
   using Steps = Products<F::kNumber, kInputs, kAtOnce, n>;
 
   void multiply(const Buffer& buffer, int64_t columns, const uint8_t* x, int first) {
@@ -210,9 +211,11 @@ class Avx2::Sums {
     const uint8_t* from = stored(decoder, segment, buffer);
     Steps products(x, 0, sums_);
     each_word(segment, [&](int64_t column, uint32_t word) {
-      if (!F::kPacked) prefetch(from);
+      if (F::kRaw) prefetch(from);
       __m256i elements[kBytes];  // of 32 columns
-      from = spread<kBytes>(from, word, 0, [&](int64_t c, __m256i vector) { elements[c * kBytes / 32] = vector; });
+      from = spread<kBytes>(from, word, 0, [&](int64_t c, __m256i vector) {
+        elements[c * kBytes / 32] = scaled<F>(segment, column, vector);
+      });
       for (int i = 0; i < kBytes; i += 2) products.add(column + 8 * i, elements[i], elements[i + 1]);
     });
     products.store(sums_);

@@ -68,6 +68,19 @@ constexpr Lanes all_lanes() {
 
 constexpr Lanes kLanes = all_lanes();
 
+// For vpermt2w: the upper 16 bits of each 32.
+struct alignas(64) UpperHalves {
+  uint16_t of[32];
+};
+
+constexpr UpperHalves all_upper_halves() {
+  UpperHalves made{};
+  for (int i = 0; i < 32; ++i) made.of[i] = static_cast<uint16_t>(2 * i + 1);
+  return made;
+}
+
+constexpr UpperHalves kUpperHalves = all_upper_halves();
+
 struct Avx512 {
   template <class F>
   class Decoder;
@@ -94,7 +107,7 @@ struct Avx512 {
   }
 };
 
-// 32 consecutive fields as 16-bit elements, or 16 as 32-bit ones.
+// 32 consecutive fields as 16-bit elements, or 16 as 32-bit ones; integers without their scales.
 template <class F>
 class Avx512::Decoder {
  public:
@@ -105,11 +118,13 @@ class Avx512::Decoder {
   explicit Decoder(int field_bits) : width_(field_bits) {
     constexpr int kBits = 8 * element_bytes(F::kNumber);
     early_ = kBits - width_;
-    if (!F::kPacked) return;
+    if (F::kIntegers && width_ == 8) early_ = 0;
+    if (F::kRaw || early_ == 0) return;
     const uint32_t keep = 1u << (kBits - 1) | ((1u << (width_ - 1)) - 1);
     if constexpr (kWide) {
       keep_ = _mm512_set1_epi32(static_cast<int>(keep));
       down_ = _mm512_set1_epi32(early_);
+      four_fit_ = F::kIntegers;
       const __m512i number = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
       first_half_ = _mm512_mullo_epi64(number, _mm512_set1_epi64(width_));
       second_half_ = _mm512_add_epi64(first_half_, _mm512_set1_epi64(8 * width_));
@@ -126,16 +141,18 @@ class Avx512::Decoder {
 
   // Bits between the start of a field's window, which is as wide as an element, and the field.
   int early() const { return early_; }
+  // Whether four packed fields fit a lane, and integers are of 4 bits: those of 8 are read as bytes.
   bool four_fit() const { return four_fit_; }
 
   // Element bits of the fields whose windows start at bit `from`, and every width() bits from there on.
   template <bool kFourFit>
   __m512i elements(const uint8_t* bytes, uint64_t from, __m512i base) const {
-    if constexpr (!F::kPacked) return _mm512_loadu_si512(bytes + (from >> 3));
+    if constexpr (F::kRaw) return _mm512_loadu_si512(bytes + (from >> 3));
     const __m512i loaded = _mm512_loadu_si512(bytes + (from >> 3));
     __m512i top;  // fields, each with its sign on top of its lane
     if constexpr (kWide) {
       top = windows32(loaded, from & 7);
+      if constexpr (F::kIntegers) return _mm512_srav_epi32(top, down_);
       return _mm512_add_epi32(_mm512_and_si512(_mm512_srav_epi32(top, down_), keep_), base);
     } else {
       const Lane& lane = lanes_[from & 7];
@@ -148,6 +165,7 @@ class Avx512::Decoder {
         top = _mm512_shrdv_epi16(_mm512_permutexvar_epi8(first, loaded),
                                  _mm512_permutexvar_epi8(third, loaded), shifts);
       }
+      if constexpr (F::kIntegers) return _mm512_srlv_epi16(top, down_);  // an index of the table
       return _mm512_add_epi16(_mm512_and_si512(_mm512_srav_epi16(top, down_), keep_), base);
     }
   }
@@ -179,6 +197,69 @@ class Avx512::Decoder {
   bool four_fit_ = false;
   const Lane* lanes_ = nullptr;
   __m512i keep_, down_, bytes_, first_half_, second_half_;
+};
+
+// What elements are decoded for. Whoever multiplies pairs of bfloat16 has instructions for rounding to it as well.
+enum class Purpose { kExpand, kMultiply, kMultiplyPairs };
+
+// The elements of integers: products with the scale of a group, rounded. Of 4 bits and rounded there are so few
+// that they are looked up in a table.
+template <class F, Purpose kPurpose, bool kTable>
+class Scaling {
+ public:
+  // From this column of the segment on.
+  void begin_group(const Segment& segment, int64_t column) {
+    scale_ = _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(scale_bits(segment, column))));
+    if constexpr (kTable) {
+      const __m512i integers = _mm512_set_epi32(-1, -2, -3, -4, -5, -6, -7, -8, 7, 6, 5, 4, 3, 2, 1, 0);
+      table_ = _mm512_castsi256_si512(rounded(product(integers)));
+    }
+  }
+
+  // Of 32 integers of 4 bits, or of 16 that are 32 bits wide.
+  __m512i elements(__m512i integers) const {
+    return kTable ? _mm512_permutexvar_epi16(integers, table_) : _mm512_castps_si512(product(integers));
+  }
+
+  // Of 32 integers of 8 bits, or 16 if elements are float32.
+  __m512i elements(const uint8_t* from) const {
+    const __m512 first = product(bytes(from));
+    if constexpr (kWide) return _mm512_castps_si512(first);
+    const __m512 second = product(bytes(from + 16));
+    if constexpr (kPairs) return (__m512i)_mm512_cvtne2ps_pbh(second, first);
+    if constexpr (F::kNumber == Number::kBFloat16) {
+      const __m512i upper = _mm512_load_si512(kUpperHalves.of);
+      return _mm512_permutex2var_epi16(rounded_up(first), upper, rounded_up(second));
+    }
+    return _mm512_inserti64x4(_mm512_castsi256_si512(rounded(first)), rounded(second), 1);
+  }
+
+ private:
+  static constexpr bool kWide = F::kNumber == Number::kFloat32;
+  static constexpr bool kPairs = kPurpose == Purpose::kMultiplyPairs;
+
+  static __m512i bytes(const uint8_t* from) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+
+  __m512 product(__m512i integers) const { return _mm512_mul_ps(_mm512_cvtepi32_ps(integers), scale_); }
+
+  // Elements of 16 bits.
+  static __m256i rounded(__m512 products) {
+    if constexpr (F::kNumber == Number::kFloat16) return _mm512_cvtps_ph(products, _MM_FROUND_TO_NEAREST_INT);
+    if constexpr (kPairs) return (__m256i)_mm512_cvtneps_pbh(products);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_up(products), 16));
+  }
+
+  // bfloat16 in the upper halves of the lanes; what is below them is not cleared.
+  static __m512i rounded_up(__m512 products) {
+    const __m512i bits = _mm512_castps_si512(products);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  }
+
+  __m512 scale_;
+  __m512i table_;  // by the four bits of an integer
 };
 
 // How far ahead of the fields in use others are fetched, for products. (Expanding writes past the caches, and is
@@ -216,17 +297,28 @@ class Overlay {
 
 // Calls `use(column, elements, present)` for every 32 or 16 columns of a segment: their element bits, with zeros
 // where there is none, and the mask of the columns there are. `finish(elements, column)` has the last word.
-template <bool kPrefetch, bool kFourFit, class F, class Finish, class Use>
+template <Purpose kPurpose, bool kFourFit, class F, class Finish, class Use>
 inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment, Finish finish, Use use) {
   constexpr int kColumns = Avx512::Decoder<F>::kColumns;
   constexpr uint32_t kAll = kColumns == 32 ? ~0u : 0xffffu;
   const __m512i base = decoder.base(segment.base);
   uint64_t from = segment.position - decoder.early();
+  constexpr bool kBytes = F::kIntegers && !kFourFit;
+  Scaling<F, kPurpose, F::kIntegers && kFourFit && kColumns == 32> scaling;
   const auto chunk = [&](int64_t column, uint32_t present) {
-    if constexpr (kPrefetch) {
+    if constexpr (kPurpose != Purpose::kExpand) {
       _mm_prefetch(reinterpret_cast<const char*>(segment.bytes + (from >> 3) + kPrefetchBytes), _MM_HINT_T0);
     }
-    __m512i elements = decoder.template elements<kFourFit>(segment.bytes, from, base);
+    __m512i elements;
+    if constexpr (F::kIntegers) {
+      if (column % kGroup == 0) scaling.begin_group(segment, column);
+    }
+    if constexpr (kBytes) {
+      elements = scaling.elements(segment.bytes + (from >> 3));
+    } else {
+      elements = decoder.template elements<kFourFit>(segment.bytes, from, base);
+      if constexpr (F::kIntegers) elements = scaling.elements(elements);
+    }
     if constexpr (F::kBitmap) {
       const uint32_t word = segment.bitmap[column / 32];
       const uint32_t stored = (kColumns == 32 ? word : word >> (column % 32)) & present;
@@ -247,21 +339,26 @@ inline void each_chunk(const Avx512::Decoder<F>& decoder, const Segment& segment
   if (column < segment.columns) chunk(column, (1u << (segment.columns - column)) - 1);
 }
 
-template <bool kPrefetch, class F, class Finish, class Use>
+template <Purpose kPurpose, class F, class Finish, class Use>
 inline void each_finished(const Avx512::Decoder<F>& decoder, const Segment& segment, Finish finish, Use use) {
-  decoder.four_fit() ? each_chunk<kPrefetch, true>(decoder, segment, finish, use)
-                     : each_chunk<kPrefetch, false>(decoder, segment, finish, use);
+  if constexpr (F::kRaw || (F::kPacked && Avx512::Decoder<F>::kWide)) {  // whose loops are the same
+    each_chunk<kPurpose, true>(decoder, segment, finish, use);
+  } else {
+    decoder.four_fit() ? each_chunk<kPurpose, true>(decoder, segment, finish, use)
+                       : each_chunk<kPurpose, false>(decoder, segment, finish, use);
+  }
 }
 
-template <bool kPrefetch, class F, class Use>
+template <Purpose kPurpose, class F, class Use>
 inline void each(const Avx512::Decoder<F>& decoder, const Segment& segment, Use use) {
-  if (segment.escapes.count > 0) {
-    const Overlay<F::kNumber> escapes(segment);
-    const auto finish = [&](__m512i elements, int64_t column) { return escapes.over(elements, column); };
-    each_finished<kPrefetch>(decoder, segment, finish, use);
-  } else {
-    each_finished<kPrefetch>(decoder, segment, [](__m512i elements, int64_t) { return elements; }, use);
+  if constexpr (F::kEscapes) {
+    if (segment.escapes.count > 0) {
+      const Overlay<F::kNumber> escapes(segment);
+      const auto finish = [&](__m512i elements, int64_t column) { return escapes.over(elements, column); };
+      return each_finished<kPurpose>(decoder, segment, finish, use);
+    }
   }
+  each_finished<kPurpose>(decoder, segment, [](__m512i elements, int64_t) { return elements; }, use);
 }
 
 // The float32 values of 16 elements of 16 bits.
@@ -295,11 +392,11 @@ void Avx512::expand(const Decoder<F>& decoder, const Segment& segment, uint8_t* 
     }
   };
   if (!widened || kBytes == 4) {
-    each<false>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
+    each<Purpose::kExpand>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
       put(out + kBytes * column, elements, kBytes, present, kBytes == 2 ? ~0u : 0xffffu);
     });
   } else if constexpr (kBytes == 2) {
-    each<false>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
+    each<Purpose::kExpand>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t present) {
       const __m512i low = widen16<F::kNumber>(_mm512_castsi512_si256(elements));
       const __m512i high = widen16<F::kNumber>(_mm512_extracti64x4_epi64(elements, 1));
       put(out + 4 * column, low, 4, present & 0xffffu, 0xffffu);
@@ -317,7 +414,9 @@ class Avx512::Sums {
   }
 
   void add(const Decoder<F>& decoder, const Segment& segment, const uint8_t* x) {
-    each<true>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
+    constexpr Purpose kPurpose =
+        kInputs == InputFormat::kBFloat16 ? Purpose::kMultiplyPairs : Purpose::kMultiply;
+    each<kPurpose>(decoder, segment, [&](int64_t column, __m512i elements, uint32_t) {
       if constexpr (kInputs == InputFormat::kBFloat16) {
         for (int i = 0; i < n; ++i) {
           const __m512i input = _mm512_load_si512(input_at<kInputs, n>(x, i, column));

@@ -66,7 +66,15 @@ struct Neon {
   }
 };
 
-// Packed fields as elements.
+// 8 integers of 4 bits, the first in the low or the high half of the first byte.
+inline int8x8_t nibbles(const uint8_t* from, bool high_first) {
+  const uint8x8_t here = vld1_u8(from);
+  const int8x8_t high = vshr_n_s8(vreinterpret_s8_u8(here), 4);
+  const int8x8_t low = vshr_n_s8(vreinterpret_s8_u8(vshl_n_u8(high_first ? vld1_u8(from + 1) : here, 4)), 4);
+  return high_first ? vzip1_s8(high, low) : vzip1_s8(low, high);
+}
+
+// Packed fields as elements, integers as integers of an element's width.
 template <class F>
 class Neon::Decoder {
  public:
@@ -83,6 +91,7 @@ class Neon::Decoder {
   template <class Put>
   void decode(const Segment& segment, int64_t count, Put put) const {
     const uint8_t* from = segment.bytes + (segment.position >> 3);
+    if constexpr (F::kIntegers) return decode_integers(from, segment.position & 4, count, put);
     const int64_t width = width_;
     const Group first(*this, segment.base, segment.position & 7);
     if constexpr (kBytes == 2) {
@@ -102,6 +111,21 @@ class Neon::Decoder {
   }
 
  private:
+  template <class Put>
+  void decode_integers(const uint8_t* from, bool high_first, int64_t count, Put put) const {
+    for (int64_t i = 0; i < count; i += 8) {
+      const int8x8_t bytes = width_ == 4 ? nibbles(from, high_first) : vreinterpret_s8_u8(vld1_u8(from));
+      const int16x8_t integers = vmovl_s8(bytes);
+      if constexpr (kBytes == 2) {
+        put(2 * i, vreinterpretq_u8_s16(integers));
+      } else {
+        put(4 * i, vreinterpretq_u8_s32(vmovl_s16(vget_low_s16(integers))));
+        put(4 * i + 16, vreinterpretq_u8_s32(vmovl_high_s16(integers)));
+      }
+      from += width_;
+    }
+  }
+
   // The fields of a vector, the first of which starts `early` bits into a byte.
   class Group {
    public:
@@ -187,24 +211,55 @@ inline const uint8_t* spread(const uint8_t* from, uint32_t word, int64_t start, 
   return from + kBytes * (counts >> 24);
 }
 
+// bfloat16 bits of 4 products.
+inline uint16x4_t round_to_bfloat16(float32x4_t products) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(products);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  return vshrn_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+}
+
+// Elements of what was decoded for consecutive columns of one group: integers are multiplied with its scale.
+template <class F>
+inline uint8x16_t scaled(const Segment& segment, int64_t column, uint8x16_t decoded) {
+  if constexpr (!F::kIntegers) return decoded;
+  const float32x4_t scale = vdupq_n_f32(float_of_bits(widen_float16(scale_bits(segment, column))));
+  const auto product = [&](int32x4_t integers) { return vmulq_f32(vcvtq_f32_s32(integers), scale); };
+  if constexpr (F::kNumber == Number::kFloat32) {
+    return vreinterpretq_u8_f32(product(vreinterpretq_s32_u8(decoded)));
+  } else {
+    const int16x8_t integers = vreinterpretq_s16_u8(decoded);
+    const float32x4_t low = product(vmovl_s16(vget_low_s16(integers))), high = product(vmovl_high_s16(integers));
+    if constexpr (F::kNumber == Number::kFloat16) {
+      return vreinterpretq_u8_f16(vcombine_f16(vcvt_f16_f32(low), vcvt_f16_f32(high)));
+    } else {
+      return vreinterpretq_u8_u16(vcombine_u16(round_to_bfloat16(low), round_to_bfloat16(high)));
+    }
+  }
+}
+
 // Calls `put(byte, elements)` for every vector of a segment, up to a multiple of 32 columns with a bitmap, with
 // zeros where nothing is stored. Without a bitmap there is anything behind the last column.
 template <class F, class Put>
 inline void each_vector(const Neon::Decoder<F>& decoder, const Segment segment, Put put) {
   constexpr int kBytes = Neon::Decoder<F>::kBytes;
   const uint8_t* from = segment.bytes + (segment.position >> 3);
+  const auto put_scaled = [&](int64_t byte, uint8x16_t decoded) {
+    put(byte, scaled<F>(segment, byte / kBytes, decoded));
+  };
   if constexpr (F::kBitmap) {
     Buffer stored;
-    if constexpr (F::kPacked) {
+    if constexpr (!F::kRaw) {
       decoder.decode(segment, stored_fields(segment),
                      [&](int64_t byte, uint8x16_t elements) { vst1q_u8(stored.bytes + byte, elements); });
       from = stored.bytes;
     }
     const int64_t whole = segment.columns / 32;
-    for (int64_t i = 0; i < whole; ++i) from = spread<kBytes>(from, segment.bitmap[i], 32 * kBytes * i, put);
-    if (segment.columns % 32 != 0) spread<kBytes>(from, last_word(segment), 32 * kBytes * whole, put);
-  } else if constexpr (F::kPacked) {
-    decoder.decode(segment, segment.columns, put);
+    for (int64_t i = 0; i < whole; ++i) {
+      from = spread<kBytes>(from, segment.bitmap[i], 32 * kBytes * i, put_scaled);
+    }
+    if (segment.columns % 32 != 0) spread<kBytes>(from, last_word(segment), 32 * kBytes * whole, put_scaled);
+  } else if constexpr (!F::kRaw) {
+    decoder.decode(segment, segment.columns, put_scaled);
   } else {
     for (int64_t byte = 0; byte < kBytes * segment.columns; byte += 16) put(byte, vld1q_u8(from + byte));
   }

@@ -14,15 +14,20 @@ struct Scalar {
 
     explicit Decoder(int field_bits) : width_(field_bits) {}
 
-    // The element whose field starts at bit `position` of `bytes`.
-    uint32_t element(const uint8_t* bytes, uint64_t position, uint32_t base) const {
+    // The element of column c, whose field starts at bit `position`.
+    uint32_t element(const Segment& segment, int64_t c, uint64_t position) const {
       uint64_t window;
-      std::memcpy(&window, bytes + (position >> 3), 8);
+      std::memcpy(&window, segment.bytes + (position >> 3), 8);
       const auto field = static_cast<uint32_t>(window >> (position & 7));
-      if (!F::kPacked) return F::kNumber == Number::kFloat32 ? field : field & 0xffffu;
+      if constexpr (F::kIntegers) {
+        const int up = 32 - width_, integer = static_cast<int>(field << up) >> up;
+        return rounded<F::kNumber>(static_cast<float>(integer) *
+                                   float_of_bits(widen_float16(scale_bits(segment, c))));
+      }
+      if (F::kRaw) return F::kNumber == Number::kFloat32 ? field : field & 0xffffu;
       constexpr int kBits = 8 * element_bytes(F::kNumber);
       const uint32_t sign = (field >> (width_ - 1) & 1u) << (kBits - 1);
-      return sign | ((field & ((1u << (width_ - 1)) - 1)) + base);
+      return sign | ((field & ((1u << (width_ - 1)) - 1)) + segment.base);
     }
 
     int width() const { return width_; }
@@ -40,7 +45,7 @@ struct Scalar {
     int64_t escape = 0;
     for (int64_t c = 0; c < segment.columns; ++c) {
       const bool stored = !F::kBitmap || (segment.bitmap[c / 32] >> (c % 32) & 1u);
-      uint32_t bits = stored ? decoder.element(segment.bytes, position, segment.base) : 0u;
+      uint32_t bits = stored ? decoder.element(segment, c, position) : 0u;
       position += stored ? decoder.width() : 0;
       while (escape < segment.escapes.count && segment.escapes.index[escape] - segment.first_index <= c) {
         bits = escape_bits(segment.escapes, escape++, F::kNumber);

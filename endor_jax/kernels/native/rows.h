@@ -22,22 +22,33 @@
 namespace endor {
 namespace {
 
-// What a decoder is compiled for; the width of a field and the base of the exponents are data.
-template <Number kNumber_, bool kPacked_, bool kBitmap_>
+// What a decoder is compiled for; the width of a field, the base of the exponents and scales are data.
+template <Number kNumber_, Kind kKind_, bool kBitmap_>
 struct Format {
   static constexpr Number kNumber = kNumber_;
-  static constexpr bool kPacked = kPacked_, kBitmap = kBitmap_;
+  static constexpr Kind kKind = kKind_;
+  static constexpr bool kRaw = kKind == Kind::kRaw, kPacked = kKind == Kind::kPacked;
+  static constexpr bool kIntegers = kKind == Kind::kIntegers, kBitmap = kBitmap_;
+  static constexpr bool kEscapes = kPacked;  // whether there can be any
 };
 
-// Calls `call` with the Format of a layout.
-template <class Call>
+// Calls `call` with the Format of a layout; those with integers are compiled only where they are wanted.
+template <bool kWithIntegers = true, class Call>
 void with_format(const Layout& layout, Call call) {
   const auto with_number = [&](auto number) {
     constexpr Number kNumber = decltype(number)::value;
-    if (layout.packed()) {
-      layout.has_bitmap() ? call(Format<kNumber, true, true>{}) : call(Format<kNumber, true, false>{});
-    } else {
-      layout.has_bitmap() ? call(Format<kNumber, false, true>{}) : call(Format<kNumber, false, false>{});
+    const auto with_kind = [&](auto kind) {
+      constexpr Kind kKind = decltype(kind)::value;
+      layout.has_bitmap() ? call(Format<kNumber, kKind, true>{}) : call(Format<kNumber, kKind, false>{});
+    };
+    switch (layout.kind()) {
+      case Kind::kRaw:
+        return with_kind(std::integral_constant<Kind, Kind::kRaw>{});
+      case Kind::kPacked:
+        return with_kind(std::integral_constant<Kind, Kind::kPacked>{});
+      case Kind::kIntegers:
+        if constexpr (kWithIntegers) with_kind(std::integral_constant<Kind, Kind::kIntegers>{});
+        return;
     }
   };
   switch (layout.number) {

@@ -11,11 +11,12 @@ import numpy as np
 
 from endor_jax import native
 from endor_jax.arrays import FLOAT_FORMATS, dtype_from_name
-from endor_jax.format.encode import encode_record, with_escapes
+from endor_jax.format.encode import Encodable, encode_record, with_escapes
 from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
+from endor_jax.format.quantise import dequantise, quantise
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.format.values import Codec
+from endor_jax.format.values import INTEGER_BITS, Codec
 from tests import shapes, strategies
 from tests.kernels.native.calling import numbers_of, product_and_bound, widened
 from tests.shapes import NamedShape
@@ -42,11 +43,15 @@ def cases(*, large: bool) -> Iterator[Case]:
     random = np.random.default_rng(0)
     named, parts, inputs = itertools.cycle(shapes.SHAPES), itertools.cycle(PARTS), itertools.cycle(INPUTS)
     for dtype, codecs in strategies.CODECS.items():
-        for number, codec in enumerate(codecs):
+        for number, codec in enumerate((*codecs, *strategies.INTEGER_CODECS)):
             for shape in itertools.islice(named, SHAPES_PER_CODEC):
                 array = finite(shapes.weights(shape, dtype, seed=number))
+                source: Encodable = array
+                if codec.quantised:
+                    source = quantise(array, INTEGER_BITS[codec.kind])
+                    array = dequantise(source)
                 x = inputs_of(random, next(inputs), array.shape[1])
-                yield Case(array, encoded(array, codec, parts=next(parts), random=random), x)
+                yield Case(array, encoded(source, codec, parts=next(parts), random=random), x)
             next(parts)  # so that a codec does not meet the same number of parts each time
     if large:
         array = finite(shapes.weights(NamedShape("large", (1030, 2048), 0.5), "bfloat16"))
@@ -55,10 +60,10 @@ def cases(*, large: bool) -> Iterator[Case]:
 
 
 def finite(array: np.ndarray) -> np.ndarray:
-    """As a matrix, with 1 for what is infinite, NaN or so large that a sum overflows: those products are no
-    numbers that can be compared."""
+    """As a matrix, with 1 for what is infinite, NaN or so large that a sum overflows, or no scale reaches it:
+    those products are no numbers that can be compared."""
     array = array.reshape(-1, array.shape[-1])
-    return np.where(np.abs(array.astype(np.float32)) < 2.0**100, array, array.dtype.type(1))
+    return np.where(np.abs(array.astype(np.float32)) < 2.0**16, array, array.dtype.type(1))
 
 
 def inputs_of(random: np.random.Generator, count: int, columns: int) -> np.ndarray:
@@ -67,12 +72,13 @@ def inputs_of(random: np.random.Generator, count: int, columns: int) -> np.ndarr
     return random.standard_normal((count, columns)).astype(dtype_from_name(dtype))
 
 
-def encoded(array: np.ndarray, codec: Codec, *, parts: int, random: np.random.Generator) -> SparseTensor:
+def encoded(source: Encodable, codec: Codec, *, parts: int, random: np.random.Generator) -> SparseTensor:
     """One tensor of a record, in `parts` parts; often with room for more escapes than it has, and in a buffer
     that is longer than the part and has rubbish behind it."""
-    spec = TensorSpec(array.shape, array.dtype.name, codec)
+    spec = TensorSpec(source.shape, str(source.dtype), codec)
+    before = source if isinstance(source, np.ndarray) else dequantise(source)
     layout = plan_layout({"before": replace(spec, codec=Codec("raw")), "w": spec}, parts=parts)
-    record = encode_record(layout, {"before": array, "w": array})
+    record = encode_record(layout, {"before": before, "w": source})
     tensor = Record(record.parts, with_escapes(layout, record.escapes))["w"]
     assert isinstance(tensor.layout, FieldLayout)
     capacity = tensor.layout.escape_capacity + int(random.choice([0, 1, 1000]))

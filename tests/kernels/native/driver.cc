@@ -85,8 +85,9 @@ Case read_case(File& file) {
   EndorMatrix matrix{};
   matrix.number = static_cast<int32_t>(file.number());
   matrix.field_bits = static_cast<int32_t>(file.number());
-  for (int64_t* member : {&matrix.rows, &matrix.columns, &matrix.header, &matrix.bitmap, &matrix.offsets,
-                          &matrix.bases, &matrix.escape_capacity, &matrix.matrix_rows, &matrix.parts}) {
+  for (int64_t* member :
+       {&matrix.rows, &matrix.columns, &matrix.header, &matrix.bitmap, &matrix.offsets, &matrix.bases, &matrix.scales,
+        &matrix.escape_capacity, &matrix.matrix_rows, &matrix.parts}) {
     *member = file.number();
   }
   const int64_t x_number = file.number(), x_count = file.number();
@@ -182,6 +183,9 @@ std::vector<Range> targets(const EndorMatrix& matrix, const Block& part) {
   if (listed > 0) ranges.push_back({start, start + listed});
   if (matrix.bitmap >= 0) {
     ranges.push_back({matrix.bitmap, matrix.bitmap + matrix.rows * ((matrix.columns + 31) / 32)});
+  }
+  if (matrix.scales >= 0) {
+    ranges.push_back({matrix.scales, matrix.scales + (matrix.rows * ((matrix.columns + 127) / 128) + 1) / 2});
   }
   if (matrix.bases >= 0) ranges.push_back({matrix.bases, matrix.bases + (segments + 3) / 4});
   return ranges;

@@ -38,7 +38,7 @@ def test_the_driver_notices_a_wrong_result(driver: Driver, small_cases: Path, tm
     wrong = tmp_path / "wrong"
     wrong.write_bytes(data)
     with pytest.raises(
-        AssertionError, match=r"driver: case 125, \w+: product \d+ is .*, expected .* within 0"
+        AssertionError, match=r"driver: case 161, \w+: product \d+ is .*, expected .* within 0"
     ):
         driver(wrong)
 

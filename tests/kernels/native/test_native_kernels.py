@@ -11,6 +11,7 @@ from endor_jax import native
 from endor_jax.arrays import bits_of, dtype_from_name
 from endor_jax.format.decode import decode
 from endor_jax.format.encode import encode_array
+from endor_jax.format.quantise import Quantised, dequantise
 from endor_jax.format.values import Codec
 from tests import strategies
 from tests.kernels.native import calling
@@ -91,3 +92,55 @@ def test_a_narrower_result_is_the_float32_one_rounded_once(
     numbers = ~np.isnan(whole)
     np.testing.assert_array_equal(np.isnan(narrow), ~numbers)
     np.testing.assert_array_equal(bits_of(narrow)[numbers], bits_of(expected)[numbers])
+
+
+@every_instruction_set
+@given(strategies.integers())
+@settings(max_examples=50)
+def test_integers_become_the_oracle_s_elements(
+    instruction_set: str, case: tuple[strategies.Pieces, Codec]
+) -> None:
+    quantised = Quantised(*case[0])
+    tensor, elements = encode_array(quantised, case[1].name), dequantise(quantised)
+    expanded = calling.expand(tensor, instruction_set)
+    np.testing.assert_array_equal(bits_of(expanded), bits_of(elements))
+    wide = calling.expand(tensor, instruction_set, widen=True)
+    np.testing.assert_array_equal(bits_of(wide), bits_of(calling.widened(elements)))
+
+
+@every_instruction_set
+@given(strategies.integers(), st.integers(1, 20), strategies.dtypes, st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
+def test_products_of_integers_are_those_of_their_elements(
+    instruction_set: str, case: tuple[strategies.Pieces, Codec], count: int, dtype: str, seed: int
+) -> None:
+    """The very bits of the product with the same elements under `raw`: whatever codec a matrix has."""
+    quantised = Quantised(*case[0])
+    elements = dequantise(quantised)
+    x = np.random.default_rng(seed).standard_normal((count, elements.shape[-1]))
+    x = x.astype(dtype_from_name(dtype))
+    got = calling.multiply(encode_array(quantised, case[1].name), instruction_set, x, dtype="float32")
+    codec = "raw" if case[1].bitmap else "dense-raw"
+    expected = calling.multiply(encode_array(elements, codec), instruction_set, x, dtype="float32")
+    np.testing.assert_array_equal(bits_of(got), bits_of(expected))
+
+
+@every_instruction_set
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "dense-int8", "dense-int4"])
+def test_every_integer_times_every_scale(instruction_set: str, codec: str, dtype: str) -> None:
+    """Expanded and, with unit vectors for x, multiplied: rounding is right in every way it is done."""
+    most = 127 if "8" in codec else 7
+    scales = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16)
+    if dtype == "float16":
+        scales = scales[scales.astype(np.float32) * most < 65520]
+    values = np.arange(-most, most + 1, 1 + (most == 127), dtype=np.int8)
+    pieces = np.broadcast_to(values, (len(scales), len(values)))
+    quantised = Quantised(pieces, scales[:, None], pieces.shape, dtype)
+    tensor, elements = encode_array(quantised, codec), dequantise(quantised)
+    np.testing.assert_array_equal(bits_of(calling.expand(tensor, instruction_set)), bits_of(elements))
+    for column in (0, 5, len(values) - 1):
+        x = np.zeros((1, len(values)), dtype_from_name("bfloat16"))
+        x[0, column] = 1
+        got = calling.multiply(tensor, instruction_set, x, dtype="float32")
+        np.testing.assert_array_equal(got[0], elements[:, column].astype(np.float32))
