@@ -2,6 +2,7 @@
 
 As many sequences as the plan has activations for share a pass over the layers. One layer's cache serves them
 all, one after another: what it still holds of the sequence before lies behind every query of the next.
+Short sequences go in short chunks, as prompts do: their own length decides, not what shares their pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from endor_jax.arrays import round_up
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.generate import steps
-from endor_jax.generate.placement import CHUNK
+from endor_jax.generate.placement import CHUNK, chunk_for
 from endor_jax.generate.runner import Chunk, Runner, apply_layer, check_length, embed
 
 Head = Callable[[Record, int, int, Chunk], object]
@@ -82,7 +83,7 @@ def token_scores(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Tok
 
         def head(record: Record, row: int, sequence: int, chunk: Chunk, folds=folds) -> object:
             first = int(chunk.start[0])
-            fold = folds.get((sequence, first)) or _new_fold(runner, sequences[sequence], first)
+            fold = folds.get((sequence, first)) or _new_fold(runner, sequences[sequence], chunk)
             folds[sequence, first] = steps.fold_step(
                 record,
                 chunk.x,
@@ -106,12 +107,13 @@ def _scores_of(folds: Sequence[steps.Fold], targets: int) -> TokenScores:
     return TokenScores(np.concatenate(losses)[:targets], np.concatenate(likeliest)[:targets])
 
 
-def _new_fold(runner: Runner, ids: Sequence[int], first: int) -> steps.Fold:
-    """An empty fold for the chunk that begins at `first`: each position's target is the token after it."""
-    targets = np.zeros(CHUNK, np.int32)
-    following = ids[first + 1 : first + 1 + CHUNK]
+def _new_fold(runner: Runner, ids: Sequence[int], chunk: Chunk) -> steps.Fold:
+    """An empty fold for a chunk of some token ids: each position's target is the token after it."""
+    size, first = chunk.x.shape[1], int(chunk.start[0])
+    targets = np.zeros(size, np.int32)
+    following = ids[first + 1 : first + 1 + size]
     targets[: len(following)] = following
-    lowest, zeros = np.full(CHUNK, -np.inf, np.float32), np.zeros(CHUNK, np.float32)
+    lowest, zeros = np.full(size, -np.inf, np.float32), np.zeros(size, np.float32)
     return steps.Fold(*jax.device_put((targets, lowest, zeros, zeros), runner.device))
 
 
@@ -130,7 +132,7 @@ def _groups(runner: Runner, sequences: Sequence[Sequence[int]]) -> Iterator[rang
 
 def _pass(runner: Runner, sequences: Sequence[Sequence[int]], group: range, head: Head) -> None:
     """One pass over the layers for some sequences; calls `head` for each of its blocks and every chunk."""
-    batch = {i: embed(runner, sequences[i], 0) for i in group}
+    batch = {i: embed(runner, sequences[i], 0, chunk=chunk_for(len(sequences[i]))) for i in group}
     final: list[None] = []
     row = 0
 

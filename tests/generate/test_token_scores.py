@@ -37,3 +37,18 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(model):
 def test_sequences_that_have_no_scores(model, ids, message):
     with pytest.raises(InvalidInputError, match=message):
         model.token_scores([ids])
+
+
+def test_short_sequences_go_in_short_chunks_whatever_shares_their_pass(model, monkeypatch):
+    from endor_jax.generate import scoring
+
+    sizes, inner = [], scoring.embed
+    monkeypatch.setattr(
+        scoring, "embed", lambda *a, **named: sizes.append(named["chunk"]) or inner(*a, **named)
+    )
+    sequences = [(np.arange(length) % 320).tolist() for length in (20, 60, 128)]
+    together = model.token_scores(sequences)
+    assert sizes == [32, 64, 128]
+    for ids, scores in zip(sequences, together, strict=True):
+        (alone,) = model.token_scores([ids])
+        np.testing.assert_array_equal(alone.losses, scores.losses)
