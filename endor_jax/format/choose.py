@@ -121,7 +121,7 @@ def _quantised_sizes(matrix: np.ndarray, kind: str) -> dict[Codec, tuple[int, in
     """(bytes, escapes) of a float matrix as integers, with a bitmap and without."""
     rows, columns = matrix.shape
     width = INTEGER_BITS[kind]
-    nonzero = int(np.count_nonzero(quantise(matrix, width, where="sample").values))
+    nonzero = int(np.count_nonzero(quantise(matrix, width, where="array to be quantised").values))
     segments = rows * -(-columns // min(SEGMENT, columns))
     fixed = segments + -(-rows * -(-columns // GROUP) // 2)
     with_bitmap = fixed + rows * bitmap.words_per_row(columns) + -(-nonzero * width // 32)

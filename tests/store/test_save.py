@@ -15,9 +15,11 @@ import endor_jax as endor
 from endor_jax.errors import DestinationExistsError, InvalidInputError, UnsupportedError
 from endor_jax.format.decode import decode
 from endor_jax.format.layout import DenseLayout, FieldLayout, TensorSpec
+from endor_jax.format.quantise import dequantise, quantise
 from endor_jax.format.tree import named_leaves, rebuild
 from endor_jax.format.values import Codec
 from endor_jax.store.save import codec_for, layout_for
+from endor_jax.store.verify import verify
 
 
 def pruned(
@@ -109,13 +111,33 @@ def test_layer_that_its_roles_codec_would_inflate_gets_another(tmp_path: Path) -
         assert opened.read_tensor("layers.1", "w").tobytes() == wide.tobytes()
 
 
-@pytest.mark.parametrize("values", ["raw", "packed", "packed:3", "auto"])
+@pytest.mark.parametrize("values", ["raw", "packed", "packed:3", "auto", "int8", "int4"])
 def test_values(tmp_path: Path, values: str) -> None:
     manifest = endor.save(tmp_path / "x", [{"w": pruned((64, 64))}], values=values)
     layout = manifest.signatures[0].layout["w"]
     assert isinstance(layout, FieldLayout)
     assert values == "auto" or layout.codec.name.startswith(values)
     assert manifest.made == {"by": "endor_jax.save", "values": values}
+
+
+@pytest.mark.parametrize(("values", "bits"), [("int8", 8), ("int4", 4)])
+def test_integers_come_back_as_the_quantiser_s_elements(tmp_path: Path, values: str, bits: int) -> None:
+    layers = [{"w": pruned((64, 300), seed), "norm": np.ones(64, np.float32)} for seed in range(2)]
+    manifest = endor.save(tmp_path / "x", layers, values=values)
+    assert len(manifest.signatures) == 1
+    assert verify(tmp_path / "x").ok
+    with endor.open(tmp_path / "x") as opened:
+        for index, layer in enumerate(layers):
+            held = opened.read_tensor(f"layers.{index}", "w")
+            assert held.tobytes() == dequantise(quantise(layer["w"], bits)).tobytes()
+            assert opened.read_tensor(f"layers.{index}", "norm").tobytes() == layer["norm"].tobytes()
+
+
+def test_leaves_that_cannot_be_quantised(tmp_path: Path) -> None:
+    weight = pruned((64, 64))
+    weight[3, 5] = np.nan
+    with pytest.raises(InvalidInputError, match="array to be quantised: got an element of magnitude nan"):
+        endor.save(tmp_path / "x", [{"w": weight}], values="int8")
 
 
 def test_small_and_dense_arrays_are_stored_as_they_are() -> None:

@@ -12,9 +12,11 @@ import pytest
 import endor_jax as endor
 from endor_jax.errors import DestinationBusyError, DestinationExistsError, ResumeError, StorageError
 from endor_jax.format.layout import TensorSpec, plan_layout
-from endor_jax.format.values import Codec
+from endor_jax.format.quantise import Quantised, dequantise
+from endor_jax.format.values import Codec, parse_codec
 from endor_jax.store import part
 from endor_jax.store.journal import Journal
+from endor_jax.store.verify import verify
 from endor_jax.store.writer import CheckpointWriter
 
 LAYOUT = plan_layout({"w": TensorSpec((64, 64), "float32", Codec("raw"))}, parts=2)
@@ -58,6 +60,34 @@ def test_parts_are_kept_with_what_was_noted(tmp_path: Path) -> None:
     with endor.open(tmp_path / "x") as checkpoint:
         assert np.array_equal(checkpoint.read_tensor("layers.0", "w"), ARRAYS["w"])
     assert "endor.journal" not in names(tmp_path / "x")
+
+
+@pytest.mark.parametrize("codec", ["int8", "dense-int4"])
+def test_integers_that_were_decided_elsewhere_are_stored_as_they_are(tmp_path: Path, codec: str) -> None:
+    """And gone on with, part by part, to the same bytes."""
+    random = np.random.default_rng(0)
+    values = random.integers(-7, 7, (5, 300), np.int8, endpoint=True)
+    scales = random.random((5, 3)).astype(np.float16) + np.float16(0.01)
+    quantised = Quantised(values, scales, (5, 300), "bfloat16")
+    layout = plan_layout({"w": TensorSpec((5, 300), "bfloat16", parse_codec(codec))}, parts=2)
+    for name in ("whole", "resumed"):
+        with CheckpointWriter(tmp_path / name, job=JOB) as writer:
+            writer.write_record("layers.0", layout, {"w": quantised})
+            if name == "whole":
+                writer.finish(made={})
+    (tmp_path / "resumed/parts/layers.0.1/c/0").write_bytes(b"?")
+    with CheckpointWriter(tmp_path / "resumed", job=JOB, resume=True) as writer:
+        assert writer.missing("layers.0", layout) == (1,)
+        writer.write_record("layers.0", layout, {"w": quantised})
+        writer.finish(made={})
+    for name in ("whole", "resumed"):
+        assert verify(tmp_path / name).ok
+        with endor.open(tmp_path / name) as checkpoint:
+            held = checkpoint.read_tensor("layers.0", "w")
+            assert held.tobytes() == dequantise(quantised).tobytes()
+    assert [(tmp_path / "whole" / file).read_bytes() for file in sorted(names(tmp_path / "whole"))] == [
+        (tmp_path / "resumed" / file).read_bytes() for file in sorted(names(tmp_path / "resumed"))
+    ]
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
