@@ -29,28 +29,27 @@ def check_integers(
         count = int(counts[row:last].sum())
         held = fields.read_signed(stream, before, count, layout.field_bits)
         before += count
-        for kind, got, expected in _violations(held, words, layout, row, last):
+        for kind, got, expected in _violations(held, words, layout=layout, rows=slice(row, last)):
             if kind not in seen:
                 seen.add(kind)
                 yield got, expected
 
 
 def _violations(
-    held: np.ndarray, words: np.ndarray, layout: FieldLayout, row: int, last: int
+    held: np.ndarray, words: np.ndarray, *, layout: FieldLayout, rows: slice
 ) -> Iterator[tuple[str, str, str]]:
-    """(kind, got, expected) of what is wrong in rows row, ..., last − 1, whose fields are `held`, int8."""
+    """(kind, got, expected) of what is wrong in some rows, whose fields are `held`, int8."""
     lowest = -largest_value(layout.field_bits) - 1
     if np.any(held == lowest):
         yield "lowest", f"a field of {lowest}", f"values within ±{-lowest - 1}"
-    values = _matrix(held, words, layout, row, last)
+    values = _matrix(held, words, layout=layout, rows=rows)
     if values is None:  # bitmap bits past the last column, which are a violation of their own
         return
     if layout.bitmap is not None and not np.all(held):
         yield "zero", "a field that is 0", "a zero that is stored nowhere"
     assert layout.scales is not None
     section = words[layout.scales.start : layout.scales.stop].view(np.float16)
-    scales = section[row * layout.groups : last * layout.groups].reshape(-1, layout.groups)
-    wide = scales.astype(np.float32)
+    wide = section[: layout.rows * layout.groups].reshape(-1, layout.groups)[rows].astype(np.float32)
     magnitudes = np.abs(values.astype(np.int16))
     largest = np.maximum.reduceat(magnitudes, np.arange(0, layout.columns, GROUP), axis=1)
     finite = np.isfinite(wide)
@@ -68,20 +67,17 @@ def _violations(
     ):
         if np.any(bad):
             at, group = np.argwhere(bad)[0]
-            yield kind, f"a scale {got} in row {row + at}, columns from {group * GROUP} on", expected
+            yield kind, f"a scale {got} in row {rows.start + at}, columns from {group * GROUP} on", expected
 
 
-def _matrix(
-    held: np.ndarray, words: np.ndarray, layout: FieldLayout, row: int, last: int
-) -> np.ndarray | None:
+def _matrix(held: np.ndarray, words: np.ndarray, *, layout: FieldLayout, rows: slice) -> np.ndarray | None:
     """Fields in their columns, (rows, columns) int8; None if there are more of them than columns."""
-    values = np.zeros((last - row, layout.columns), np.int8)
+    values = np.zeros((rows.stop - rows.start, layout.columns), np.int8)
     if layout.bitmap is None:
-        rows = held.shape[0] // layout.columns  # the others are padding
-        values[:rows] = held.reshape(rows, layout.columns)
+        values.reshape(-1)[: held.shape[0]] = held  # what follows is padding
         return values
     section = words[layout.bitmap.start : layout.bitmap.stop].reshape(layout.rows, -1)
-    mask = bitmap.unpack(section[row:last], layout.columns)
+    mask = bitmap.unpack(section[rows], layout.columns)
     if int(np.count_nonzero(mask)) != held.shape[0]:
         return None
     values[mask] = held

@@ -9,7 +9,8 @@ import numpy as np
 from endor_jax.arrays import FLOAT_FORMATS, FloatFormat, bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.format import bitmap
-from endor_jax.format.encode import block_rows, escape_words
+from endor_jax.format.encode import escape_words
+from endor_jax.format.encode_matrix import block_rows
 from endor_jax.format.layout import GROUP, SEGMENT, matrix_shape
 from endor_jax.format.quantise import quantise
 from endor_jax.format.values import (

@@ -1,9 +1,9 @@
-"""Encoding on the host: arrays to the words of a part. The NumPy oracle that every faster encoder must equal.
+"""Encoding on the host: arrays to the words of a part, and the parts of a record.
 
-Two steps: `encode_matrix` turns the bits of one matrix into its pieces (bitmap, field counts, bases, stream,
-escapes), a cache-sized block of rows at a time; `encode_record` lays the pieces of all tensors of a layer out
-in its parts (docs/format.md, "Part"). The first step is the compiled extension's where it was built
-(`encode_native.py`): the bytes are the same.
+Two steps: one matrix becomes its pieces (bitmap, field counts, bases or scales, stream, escapes), a block of
+rows at a time (`encode_matrix.py`, `encode_quantised.py`); `encode_record` lays the pieces of all tensors of
+a layer out in its parts (docs/format.md, "Part"). Without loss the first step is the compiled extension's
+where it was built (`encode_native.py`): the bytes are the same.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from endor_jax import native
-from endor_jax.arrays import FloatFormat, bits_of, round_up
+from endor_jax.arrays import bits_of, round_up
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.format import bitmap, fields
+from endor_jax.format.encode_matrix import encode_matrix
 from endor_jax.format.encode_native import encode_matrix_natively
 from endor_jax.format.encode_quantised import encode_quantised
 from endor_jax.format.encoded_matrix import EncodedMatrix
 from endor_jax.format.layout import (
     PART_LIMIT_WORDS,
-    SEGMENT,
     STREAM_WORDS,
     DenseLayout,
     FieldLayout,
@@ -36,89 +35,7 @@ from endor_jax.format.layout import (
 from endor_jax.format.quantise import Quantised, check_quantised, quantise
 from endor_jax.format.stats import TensorStats
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.format.values import (
-    INTEGER_BITS,
-    Codec,
-    best_windows,
-    exponent_histogram,
-    exponents_of,
-    pack_fields,
-    parse_codec,
-)
-
-BLOCK_ELEMENTS = 1 << 16
-"""Elements encoded at a time: their temporaries stay in the second-level cache."""
-BLOCK_SEGMENTS = 1 << 12
-"""Segments encoded at a time: each has a histogram of 256 counts."""
-
-
-def encode_matrix(bits: np.ndarray, codec: Codec, number: FloatFormat) -> EncodedMatrix:
-    """Encodes (rows, columns) element bits, in the unsigned dtype of `number`.
-
-    Fields are packed as they come: what is held besides the pieces themselves is one block.
-    """
-    rows, columns = bits.shape
-    step, width = block_rows(columns), codec.field_bits(number)
-    stored, counts, bases, stream, escaped = [], [], [], [], []
-    rest = np.zeros(0, number.unsigned)
-    for row in range(0, rows, step):
-        words, count, base, values, index = _encode_rows(bits[row : row + step], codec, number)
-        stored.append(words)
-        counts.append(count)
-        bases.append(base)
-        escaped.append((index + row * columns).astype(np.uint32))
-        values = np.concatenate([rest, values])
-        whole = values.shape[0] - values.shape[0] % fields.WORD_BITS  # 32 fields end on a whole word
-        stream.append(fields.pack(values[:whole], width))
-        rest = values[whole:].copy()
-    stream.append(fields.pack(rest, width))
-    escape_index = np.concatenate(escaped)
-    return EncodedMatrix(
-        bitmap=np.concatenate(stored) if codec.bitmap else None,
-        counts=np.concatenate(counts),
-        bases=np.concatenate(bases) if codec.kind == "packed" else None,
-        scales=None,
-        stream=np.concatenate(stream),
-        escape_index=escape_index,
-        escape_bits=bits.reshape(-1)[escape_index],
-        nonzero=int(np.count_nonzero(bits)),
-    )
-
-
-def block_rows(columns: int) -> int:
-    """Rows of this many columns that are encoded at a time."""
-    return max(1, min(BLOCK_ELEMENTS // columns, BLOCK_SEGMENTS))
-
-
-def _encode_rows(bits: np.ndarray, codec: Codec, number: FloatFormat) -> tuple[np.ndarray, ...]:
-    """One block of rows: bitmap words, counts, bases, fields (n,), escape indices (m,) within the block."""
-    rows, columns = bits.shape
-    segment = min(SEGMENT, columns)
-    segments = -(-columns // segment)
-    if columns % segment:
-        bits = np.pad(bits, ((0, 0), (0, segments * segment - columns)))
-    cut = bits.reshape(-1, segment)
-    bases = np.zeros(cut.shape[0], np.uint8)
-    if codec.kind == "packed":
-        exponents = exponents_of(cut, number)
-        bases, _ = best_windows(exponent_histogram(exponents, number), codec.exponent_bits)
-        fits, values = pack_fields(cut, exponents, bases, codec, number)
-    else:
-        fits, values = (cut != 0) if codec.bitmap else np.ones(cut.shape, bool), cut
-    whole = (rows, segments * segment)
-    fits, values = fits.reshape(whole)[:, :columns], values.reshape(whole)[:, :columns]
-    bits = bits[:, :columns]
-    if codec.bitmap:
-        escaped = np.flatnonzero((bits != 0) & ~fits)
-        words = bitmap.pack(fits)
-        starts = np.arange(0, columns, segment)
-        counts = np.add.reduceat(fits, starts, axis=1, dtype=np.int64)
-        return words, counts, bases.reshape(rows, segments), values[fits], escaped
-    escaped = np.flatnonzero(~fits)
-    widths = np.diff(np.append(np.arange(0, columns, segment), columns))
-    counts = np.broadcast_to(widths, (rows, segments))
-    values = np.where(fits, values, values.dtype.type(0))
-    return np.zeros((0, 0), np.uint32), counts, bases.reshape(rows, segments), values.reshape(-1), escaped
+from endor_jax.format.values import INTEGER_BITS, Codec, parse_codec
 
 
 @dataclass(frozen=True)
@@ -187,48 +104,64 @@ def encode_part(layout: RecordLayout, arrays: Mapping[str, Encodable], part: int
             continue
         rows, columns = matrix_shape(tensor.shape)
         first, last = min(part * tensor.rows, rows), min((part + 1) * tensor.rows, rows)
-        pieces[name] = _encode_share(name, arrays[name], tensor, first=first, last=last)
+        share = _Share(name, tensor, first, last)
+        pieces[name] = _encode_share(arrays[name], share)
         stats[name] = _field_stats(pieces[name], tensor, (last - first) * columns)
     escapes = {name: piece.escape_index.shape[0] for name, piece in pieces.items()}
     return EncodedPart(_assemble(layout, pieces, dense), stats, escapes)
 
 
-def _encode_share(
-    name: str, array: Encodable, layout: FieldLayout, *, first: int, last: int
-) -> EncodedMatrix:
-    """Encodes rows first, ..., last − 1 of a tensor as one part's; missing rows at the end become rows
-    without fields (never expanded)."""
-    missing = layout.rows - (last - first)
+@dataclass(frozen=True)
+class _Share:
+    """Rows first, ..., last − 1 of a tensor: what one part holds of it."""
+
+    name: str
+    layout: FieldLayout
+    first: int
+    last: int
+
+    @property
+    def missing(self) -> int:
+        """Rows of the part that are padding."""
+        return self.layout.rows - (self.last - self.first)
+
+    def of(self, matrix: np.ndarray) -> np.ndarray:
+        """These rows of an array that has the tensor's elements."""
+        return matrix.reshape(matrix_shape(self.layout.shape))[self.first : self.last]
+
+
+def _encode_share(array: Encodable, share: _Share) -> EncodedMatrix:
+    """Encodes one part's rows; missing rows at the end become rows without fields (never expanded)."""
+    layout, missing = share.layout, share.missing
     if missing == layout.rows:
         bits, missing = np.zeros((1, layout.columns), layout.number.unsigned), missing - 1
         encoded = encode_matrix(bits, Codec("raw"), layout.number)
     elif layout.codec.quantised:
-        share = _quantised_share(name, array, layout, first=first, last=last)
-        encoded = encode_quantised(share, layout.codec)
+        encoded = encode_quantised(_quantised_share(array, share), layout.codec)
     elif isinstance(array, Quantised):
         raise InvalidInputError(
-            f"tensor {name!r}",
+            f"tensor {share.name!r}",
             got=f"a quantised array for the codec {layout.codec.name}",
             expected="int8 or int4",
             fix="give the array itself, or another codec",
         )
     else:
         encode = encode_matrix_natively if native.available() else encode_matrix
-        bits = bits_of(array).reshape(matrix_shape(layout.shape))[first:last]
-        encoded = encode(bits, layout.codec, layout.number)
+        encoded = encode(share.of(bits_of(array)), layout.codec, layout.number)
     extended = {
-        name: np.pad(piece, ((0, missing), (0, 0)))
-        for name in ("bitmap", "counts", "bases", "scales")
-        if (piece := getattr(encoded, name)) is not None
+        piece: np.pad(rows, ((0, missing), (0, 0)))
+        for piece in ("bitmap", "counts", "bases", "scales")
+        if (rows := getattr(encoded, piece)) is not None
     }
     return replace(encoded, **extended)
 
 
-def _quantised_share(name: str, array: Encodable, layout: FieldLayout, *, first: int, last: int) -> Quantised:
+def _quantised_share(array: Encodable, share: _Share) -> Quantised:
     """Rows of a tensor as integers and scales that the format can hold."""
-    bits, where = INTEGER_BITS[layout.codec.kind], f"tensor {name!r}"
+    layout, where = share.layout, f"tensor {share.name!r}"
+    bits = INTEGER_BITS[layout.codec.kind]
     if not isinstance(array, Quantised):
-        return quantise(array.reshape(matrix_shape(layout.shape))[first:last], bits, where=where)
+        return quantise(share.of(array), bits, where=where)
     if (array.shape, array.dtype) != (layout.shape, layout.dtype):
         raise InvalidInputError(
             where,
@@ -236,9 +169,9 @@ def _quantised_share(name: str, array: Encodable, layout: FieldLayout, *, first:
             expected=f"{layout.dtype}{list(layout.shape)}, as its layout says",
             fix="quantise the array that the layout was planned for",
         )
-    share = array.rows(first, last)
-    check_quantised(share, bits, where=where)
-    return share
+    rows = array.rows(share.first, share.last)
+    check_quantised(rows, bits, where=where)
+    return rows
 
 
 def _assemble(

@@ -137,6 +137,7 @@ int main(int argc, char** argv) {
     layout.number = static_cast<endor::Number>(file.number());
     layout.field_bits = static_cast<int32_t>(file.number());
     layout.bases = file.number() != 0 ? 0 : -1;
+    layout.scales = -1;
     layout.bitmap = file.number() != 0 ? 0 : -1;
     layout.rows = file.number();
     layout.columns = file.number();

@@ -12,7 +12,7 @@ import pytest
 
 from endor_jax import native
 from endor_jax.arrays import FLOAT_FORMATS, FloatFormat, bits_of
-from endor_jax.format.encode import encode_matrix
+from endor_jax.format.encode_matrix import encode_matrix
 from endor_jax.format.layout import matrix_shape
 from endor_jax.format.values import Codec
 from tests.kernels.native.building import NATIVE, SANITIZED, SETUP, Driver
