@@ -6,19 +6,15 @@ counted for the next; what a process took is its peak resident memory (VmHWM).
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from endor_jax.bench.environment import Environment, environment
+from endor_jax.bench.verb import run_verb
 from endor_jax.bench.workloads import workload, write_workload
-from endor_jax.errors import EndorError
 
 BUDGET = "300MiB"
 """Of device and of host memory, for generate."""
@@ -88,23 +84,6 @@ def measure_memory(
 
 def _sample(arguments: Sequence[str], limit_bytes: int | None) -> MemorySample:
     """One verb in a process of its own."""
-    command = [sys.executable, "-m", "endor_jax.cli.main", *arguments, "--json", "--quiet"]
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise EndorError(
-            f"endor {' '.join(arguments)}",
-            got=f"exit code {done.returncode}: {_said(done.stderr)}",
-            expected="0",
-            fix="run it by itself",
-        )
-    values = json.loads(done.stdout)
+    values, seconds = run_verb(arguments)
     stated, taken = values["expected_peak_host_bytes"], values["peak_host_bytes"]
     return MemorySample(arguments[0], tuple(arguments), stated, limit_bytes, taken, seconds)
-
-
-def _said(stderr: str) -> str:
-    """The line with which a verb failed; what follows it is detail."""
-    lines = stderr.splitlines() or ["nothing said"]
-    return next((line for line in lines if line.startswith("endor: ")), lines[-1])

@@ -1,0 +1,132 @@
+"""What pruning costs: a model converted in many ways, each scored beside the dense one and then removed.
+
+Every conversion is a process of the command line, so that its peak memory is its own. The record grows by a
+cell at a time: cells that it has are not measured again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from endor_jax.bench.environment import Environment, environment
+from endor_jax.bench.pruning_cells import DENSE, Cell, PruningSettings
+from endor_jax.bench.pruning_record import (
+    MeasuredCell,
+    PruningRecord,
+    check_same,
+    read_record,
+    write_record,
+)
+from endor_jax.bench.pruning_scores import Dense, dense_model, score
+from endor_jax.bench.pruning_text import PruningText, pruning_text
+from endor_jax.bench.verb import run_verb
+from endor_jax.bench.workloads import make_whole
+
+
+def measure_pruning(
+    cells: Sequence[Cell],
+    work_directory: Path,
+    *,
+    settings: PruningSettings,
+    path: Path,
+    report: Callable[[str], None] = lambda what: None,
+) -> PruningRecord:
+    """Measures the cells that the record at `path` has not, and adds them one after another.
+
+    The dense checkpoint and a text of the model's own stay in `work_directory`. report: called with what is
+    being done. Raises ResumeError if the record is one of other settings or another text, EndorError if a
+    conversion fails, and what `pruning_text` raises.
+    """
+    work_directory.mkdir(parents=True, exist_ok=True)
+    known = read_record(path)
+    source = _source_name(settings)
+    dense = work_directory / f"{source}-dense.endor"
+    if not dense.exists():
+        report("dense")
+        make_whole(dense, lambda making: run_verb(_arguments(DENSE, making, settings, None)))
+    if settings.own_text:
+        report("text of the model's own")
+    text = pruning_text(settings, dense, work_directory)
+    shared = settings.to_json() | _described(settings, text)
+    if known is not None:
+        check_same(path, known, shared)
+    made_on = environment()
+    record = known or PruningRecord(shared, made_on.machine, ())
+    missing = [cell for cell in dict.fromkeys(cells) if cell not in record.measured]
+    if not missing:
+        return record
+    report("scoring the dense model")
+    beside = dense_model(dense, text, divergence_blocks=settings.divergence_blocks)
+    for number, cell in enumerate(missing, 1):
+        report(f"{cell} ({number} of {len(missing)})")
+        measured = _measure(cell, work_directory / f"{source}-cell.endor", beside, settings, made_on)
+        record = replace(record, machine=made_on.machine, cells=(*record.cells, measured))
+        write_record(record, path)
+        report(
+            f"{cell}: perplexity {measured.perplexity:.3f}, {measured.ratio:.4f} × dense, "
+            f"{measured.convert_seconds:.0f} s"
+        )
+    return record
+
+
+def _measure(
+    cell: Cell, checkpoint: Path, dense: Dense, settings: PruningSettings, made_on: Environment
+) -> MeasuredCell:
+    """Converts, scores and removes one cell."""
+    shutil.rmtree(checkpoint, ignore_errors=True)  # of a run that was killed: its seconds are not known
+    try:
+        converted, seconds = run_verb(_arguments(cell, checkpoint, settings, dense.text))
+        scores = score(checkpoint, dense)
+    finally:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    side, divergence = scores.first.b, scores.first.divergence
+    return MeasuredCell(
+        cell=cell,
+        perplexity=scores.perplexity.value,
+        standard_error=scores.perplexity.standard_error,
+        ratio=scores.ratio,
+        ratio_standard_error=scores.ratio_standard_error,
+        divergence=divergence.mean,
+        divergence_standard_error=divergence.standard_error,
+        agreement=scores.first.agreement,
+        sparsity=side.sparsity,
+        bytes_per_weight=side.bytes_per_weight,
+        stored_bytes=side.stored_bytes,
+        convert_seconds=seconds,
+        stated_peak_bytes=converted["expected_peak_host_bytes"],
+        peak_bytes=converted["peak_host_bytes"],
+        commit=made_on.commit,
+        versions=made_on.versions,
+    )
+
+
+def _arguments(
+    cell: Cell, checkpoint: Path, settings: PruningSettings, text: PruningText | None
+) -> tuple[str, ...]:
+    """Of `endor`. text: None where there is none yet, for the dense checkpoint, which needs none."""
+    arguments = ["convert", settings.model, str(checkpoint), *cell.options, "--dtype", settings.dtype]
+    if text is not None:
+        arguments += ["--calibration-blocks", str(settings.calibration_blocks)]
+        arguments += ["--calibration-length", str(text.scored.shape[1]), "--seed", str(settings.seed)]
+        arguments += [] if text.path is None else ["--calibration", text.path]
+    return tuple(arguments)
+
+
+def _source_name(settings: PruningSettings) -> str:
+    """The model without the directories it lies in, which say nothing to others."""
+    return Path(settings.model).stem
+
+
+def _described(settings: PruningSettings, text: PruningText) -> dict[str, Any]:
+    """What a record says of model and text: the length as it was settled, and no paths of this machine."""
+    data = Path(settings.data).name if settings.data is not None else "pydoc_data.topics"
+    return {
+        "model": _source_name(settings),
+        "data": "the model's own" if settings.own_text else data,
+        "length": text.scored.shape[1],
+        "scored_digest": text.digest,
+    }
