@@ -45,6 +45,19 @@ def test_integers_expand_bitwise(gpu: jax.Device, name: str, dtype: str, codec: 
     assert np.asarray(jax.jit(endor.expand)(tensor)).tobytes() == dequantise(quantised).tobytes()
 
 
+@pytest.mark.parametrize("codec", ["int8", "dense-int4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_rounding_of_elements_is_not_left_out_of_a_product(
+    gpu: jax.Device, dtype: str, codec: str
+) -> None:
+    """Unit vectors of float32 give the elements themselves: rounded, though they are widened at once."""
+    array = shapes.weights(shapes.BY_NAME["square"], dtype, specials=False)
+    quantised = quantise(array, 8 if "8" in codec else 4)
+    tensor = jax.device_put(encode_array(quantised, codec), gpu)
+    got = jax.jit(endor.linear)(jax.device_put(jnp.eye(64, dtype=jnp.float32), gpu), tensor)
+    np.testing.assert_array_equal(np.asarray(got).T, dequantise(quantised).astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_integer_times_every_scale(gpu: jax.Device, dtype: str) -> None:
     scales = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16)

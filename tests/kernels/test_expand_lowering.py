@@ -14,10 +14,10 @@ from tests import shapes
 from tests.lowering import abstract, cuda_text
 
 
-@pytest.mark.parametrize("codec", ["raw", "packed:2", "dense-raw", "dense-packed:3"])
+@pytest.mark.parametrize("codec", ["raw", "packed:2", "dense-raw", "dense-packed:3", "int4"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_expand_lowers_for_cuda(dtype: str, codec: str) -> None:
-    array = shapes.weights(shapes.BY_NAME["segment_tail"], dtype)
+    array = shapes.weights(shapes.BY_NAME["segment_tail"], dtype, specials="int" not in codec)
     text = cuda_text(expand, abstract(encode_array(array, codec)))
     assert "bitcast_convert" in text
     if codec.startswith("packed"):

@@ -90,6 +90,20 @@ def test_integers_against_float64(rows: int, codec: str, implementation: Impleme
     assert_is_product(gradient, np.ones((2, rows, 2), np.float32), weight.T, "bfloat16")
 
 
+@every_implementation
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize(("dtype", "codec"), [("bfloat16", "dense-int4"), ("float16", "dense-int8")])
+def test_no_compiler_leaves_the_rounding_of_elements_out(
+    dtype: str, codec: str, rows: int, implementation: Implementation
+) -> None:
+    """Unit vectors of float32 give the elements themselves: rounded, though they are widened at once."""
+    array = shapes.weights(shapes.BY_NAME["square"], dtype, specials=False)
+    quantised = quantise(array, 8 if "8" in codec else 4)
+    product = jax.jit(functools.partial(linear, implementation=implementation))
+    got = product(jnp.eye(64, dtype=jnp.float32)[:rows], encode_array(quantised, codec))
+    np.testing.assert_array_equal(np.asarray(got).T, dequantise(quantised)[:, :rows].astype(np.float32))
+
+
 @pytest.mark.parametrize("codec", ["int8", "dense-int4"])
 @pytest.mark.parametrize("rows", [2, 40])
 def test_a_product_with_integers_is_that_with_their_elements_bit_for_bit(codec: str, rows: int) -> None:

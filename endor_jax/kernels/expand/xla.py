@@ -108,9 +108,7 @@ def _elements(
     if layout.codec.quantised:
         top = jnp.int32(WORD_BITS - width)
         integer = (lax.bitcast_convert_type(field, jnp.int32) << top) >> top
-        product = integer.astype(jnp.float32) * _column_scales(words, layout)
-        rounded = product.astype(dtype_from_name(layout.dtype))
-        return lax.bitcast_convert_type(rounded, number.unsigned).astype(jnp.uint32)
+        return _rounded(integer.astype(jnp.float32) * _column_scales(words, layout), layout)
     if layout.bases is None:
         return field
     held = lax.bitcast_convert_type(_section(words, layout.bases), jnp.uint8).reshape(-1)
@@ -121,6 +119,19 @@ def _elements(
     return (lax.bitcast_convert_type(extended, jnp.uint32) & keep) + (
         bases << jnp.uint32(number.mantissa_bits)
     )
+
+
+def _rounded(
+    product: Float[Array, "rows segments segment"], layout: FieldLayout
+) -> UInt32[Array, "rows segments segment"]:
+    """float32 as element bits, rounded to nearest even, in the low bits."""
+    if layout.dtype == "bfloat16":
+        # In integers: XLA may leave out a conversion to bfloat16 where one to float32 follows.
+        bits = lax.bitcast_convert_type(product, jnp.uint32)
+        odd = (bits >> jnp.uint32(16)) & jnp.uint32(1)
+        return (bits + (odd + jnp.uint32(0x7FFF))) >> jnp.uint32(16)
+    rounded = product.astype(dtype_from_name(layout.dtype))
+    return lax.bitcast_convert_type(rounded, layout.number.unsigned).astype(jnp.uint32)
 
 
 def _column_scales(
