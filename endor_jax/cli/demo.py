@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from endor_jax.conversion.pipeline import Conversion
     from endor_jax.evaluate.perplexity import Perplexity
 
-PASSAGE_START, PASSAGE_CHARACTERS = 100_000, 6_000
-"""Where in the standard library's `pydoc_data.topics` the text for perplexity is: always there."""
+METHOD = "sparsegpt"
+"""The one that docs/pruning.md advises."""
+CALIBRATION_BLOCKS, SCORED_BLOCKS = 32, 8
+"""Of the text that is always there: some to prune by, fewer than `convert` takes; others to score."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,16 @@ def _smollm2(output: Output) -> Show:
     cache = Path(os.environ.get("ENDOR_CACHE", "~/.cache/endor_jax")).expanduser()
     output.notes.print(f"SmolLM2-135M-Instruct (98 MB, once, into {cache}) ...")
     return Show(
-        title="SmolLM2-135M-Instruct, bfloat16, magnitude-pruned to 20 % zeros in every row",
+        title="SmolLM2-135M-Instruct, bfloat16, pruned to 40 % zeros by SparseGPT",
         source=fetch_smollm2(cache),
         prompt="Explain in two sentences why the sky is blue.",
-        sparsity=0.2,
+        sparsity=0.4,
         device_memory="64MiB",
         host_memory="60MiB",
         max_tokens=48,
         sequence_length=256,
         remark=(
-            "20 % is about where plain magnitude pruning leaves this small model's English intact.\n"
+            "What other methods and sparsities cost: docs/pruning.md. Larger models lose less.\n"
             "These weights come from a 4-bit file: their bfloat16 values repeat, so the ratio that packing "
             "reaches here does not carry over to other models (docs/format.md has figures for real ones)."
         ),
@@ -106,10 +108,10 @@ def _offline(work: Path, output: Output) -> Show:
     with output.progress() as progress:
         make_model(work / "source", progress=progress)
     return Show(
-        title="A Llama trained here, magnitude-pruned to 30 % zeros in every row",
+        title="A Llama trained here, pruned to 50 % zeros by SparseGPT",
         source=work / "source",
         prompt="The statement is used to",
-        sparsity=0.3,
+        sparsity=0.5,
         device_memory="7MiB",
         host_memory="2MiB",
         max_tokens=48,
@@ -120,10 +122,20 @@ def _offline(work: Path, output: Output) -> Show:
 
 def _convert(show: Show, path: Path, output: Output, *, sparsity: float | None) -> Conversion:
     from endor_jax.conversion.api import convert
+    from endor_jax.conversion.settings import CalibrationText
 
-    prune = "none" if sparsity is None else "magnitude"
+    prune = "none" if sparsity is None else METHOD
+    calibration = CalibrationText(blocks=CALIBRATION_BLOCKS, length=show.sequence_length)
     with output.progress() as progress:
-        return convert(show.source, path, prune=prune, sparsity=sparsity, dtype="bfloat16", progress=progress)
+        return convert(
+            show.source,
+            path,
+            prune=prune,
+            sparsity=sparsity,
+            dtype="bfloat16",
+            calibration=calibration,
+            progress=progress,
+        )
 
 
 def _generate(show: Show, path: Path, budget: list[str], output: Output) -> dict[str, Any]:
@@ -139,16 +151,18 @@ def _generate(show: Show, path: Path, budget: list[str], output: Output) -> dict
 
 
 def _perplexity(show: Show, path: Path, output: Output) -> Perplexity:
-    from pydoc_data.topics import topics
-
-    from endor_jax.evaluate.perplexity import perplexity
+    from endor_jax.evaluate.perplexity import perplexity_of_blocks
     from endor_jax.generate.model import load
+    from endor_jax.text.blocks import shuffled_blocks
+    from endor_jax.text.corpus import read_corpus
 
     output.notes.print(f"Perplexity of the {path.name} model ...")
-    passage = "\n".join(topics.values())[PASSAGE_START : PASSAGE_START + PASSAGE_CHARACTERS]
+    length, unseen = show.sequence_length, CALIBRATION_BLOCKS
     with load(path, context=512) as model:
-        assert model.tokenizer is not None
-        return perplexity(model, model.tokenizer.encode(passage), sequence_length=show.sequence_length)
+        ids = model.encode(read_corpus())
+        return perplexity_of_blocks(
+            model, shuffled_blocks(ids, length, seed=0, first=unseen, count=SCORED_BLOCKS)
+        )
 
 
 def _values(

@@ -1,5 +1,9 @@
 """Methods that look at a text: every layer is pruned by what the pruned layers before it give."""
 
+import subprocess
+import sys
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from endor_jax.prune.wanda import wanda
 from endor_jax.text import load_tokenizer
 from endor_jax.text.blocks import shuffled_blocks
 from endor_jax.text.corpus import read_corpus
+from tests.conversion.interrupting import contents
 from tests.tiny_models import LLAMA, OPT, write_tiny
 
 CONFIGS = {"llama": LLAMA | {"num_hidden_layers": 2}, "opt": OPT | {"num_hidden_layers": 2}}
@@ -207,8 +212,22 @@ def test_interrupted_anywhere_and_gone_on_with_it_gives_the_same_bytes(llama, tm
             assert again.resumed_parts >= 2
 
 
-def contents(path):
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+def test_killed_in_the_second_layer_it_leaves_finished_parts_and_goes_on_to_the_same_bytes(tmp_path, text):
+    source = write_tiny(tmp_path / "src", LLAMA, tokenizer=True)
+    options = ["--prune", "wanda", "--calibration", text, "--calibration-blocks", "6", "--quiet"]
+    command = [sys.executable, "-m", "endor_jax.cli.main", "convert", str(source), *options]
+    command += ["--calibration-length", "24"]
+    killed = subprocess.Popen([*command[:5], str(tmp_path / "dst"), *command[5:]])
+    while not (tmp_path / "dst/parts/layers.1.0").exists():
+        assert killed.poll() is None
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    left = {name.split("/")[0] for name in contents(tmp_path / "dst")}
+    assert left <= {"endor.journal", "parts", "config.json", "tokenizer.json"}
+    for name in ("dst", "whole"):
+        subprocess.run([*command[:5], str(tmp_path / name), *command[5:]], check=True)
+    assert contents(tmp_path / "dst") == contents(tmp_path / "whole")
 
 
 def test_another_text_is_another_conversion(llama, tmp_path, text):
