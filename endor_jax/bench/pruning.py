@@ -37,9 +37,9 @@ def measure_pruning(
 ) -> PruningRecord:
     """Measures the cells that the record at `path` has not, and adds them one after another.
 
-    The dense checkpoint and a text of the model's own stay in `work_directory`. report: called with what is
-    being done. Raises ResumeError if the record is one of other settings or another text, EndorError if a
-    conversion fails, and what `pruning_text` raises.
+    The dense checkpoint, its losses and a text of the model's own stay in `work_directory`. report: called
+    with what is being done. Raises ResumeError if the record is one of other settings or another text,
+    EndorError if a conversion fails, and what `pruning_text` raises.
     """
     work_directory.mkdir(parents=True, exist_ok=True)
     known = read_record(path)

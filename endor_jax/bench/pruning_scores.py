@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from endor_jax.bench.pruning_text import PruningText
+from endor_jax.bench.workloads import make_whole
 from endor_jax.evaluate.compare import Comparison, compare
 from endor_jax.evaluate.perplexity import Perplexity, of_losses, standard_error
 from endor_jax.generate.model import load
@@ -36,8 +37,15 @@ class Scores:
 
 
 def dense_model(path: Path, text: PruningText, *, divergence_blocks: int) -> Dense:
-    """Scores the dense model once for all cells. Raises what `load` raises."""
-    return Dense(path, text, divergence_blocks, _losses(path, text.scored[divergence_blocks:]))
+    """Scores the dense model once for all cells, and for later runs: its losses are kept beside it.
+
+    Raises what `load` raises.
+    """
+    kept = path.with_name(f"{path.stem}-{text.digest}-from-{divergence_blocks}.npy")
+    if not kept.exists():
+        rest = _losses(path, text.scored[divergence_blocks:])
+        make_whole(kept, lambda making: _save(making, rest))
+    return Dense(path, text, divergence_blocks, np.load(kept))
 
 
 def score(checkpoint: Path, dense: Dense) -> Scores:
@@ -50,6 +58,11 @@ def score(checkpoint: Path, dense: Dense) -> Scores:
     difference = losses.astype(np.float64) - of_dense
     ratio = float(np.exp(difference.mean()))
     return Scores(of_losses(losses), ratio, ratio * standard_error(difference), compared)
+
+
+def _save(path: Path, losses: Float[np.ndarray, " targets"]) -> None:
+    with path.open("wb") as file:  # np.save would add a suffix
+        np.save(file, losses)
 
 
 def _losses(checkpoint: Path, blocks: np.ndarray) -> Float[np.ndarray, " targets"]:

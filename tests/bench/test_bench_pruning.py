@@ -138,7 +138,8 @@ def test_cells_are_scored_added_to_the_record_and_not_measured_again(
     assert wanda["versions"]["jax"]
     shared = values["settings"]
     assert (shared["model"], shared["data"], shared["length"]) == ("tiny", "pydoc_data.topics", 64)
-    assert sorted(path.name for path in work.iterdir()) == ["tiny-dense.endor"]
+    losses = f"tiny-dense-{shared['scored_digest']}-from-2.npy"
+    assert sorted(path.name for path in work.iterdir()) == [losses, "tiny-dense.endor"]
 
     def refuse(arguments):
         raise AssertionError(f"measured again: {arguments}")
@@ -157,14 +158,18 @@ def test_scores_are_those_of_comparing_all_blocks(source: Path, tmp_path: Path):
     endor.convert(source, checkpoints[1], prune="magnitude", sparsity=0.5)
     blocks = np.random.default_rng(0).integers(0, 256, (4, 32), np.int32)
     whole = compare(*checkpoints, blocks, generated_tokens=0)
-    for first in (1, 4):
-        text = PruningText(None, blocks)
+    text = PruningText(None, blocks)
+    for first in (1, 4, 1):
         found = score(checkpoints[1], dense_model(checkpoints[0], text, divergence_blocks=first))
         assert found.perplexity.value == pytest.approx(whole.b.perplexity.value, rel=1e-5)
         assert found.perplexity.tokens == whole.tokens
         assert found.ratio == pytest.approx(whole.ratio, rel=1e-5)
         assert found.ratio_standard_error == pytest.approx(whole.ratio_standard_error, rel=1e-3)
         assert found.first.tokens == first * 31
+    for kept in tmp_path.glob("dense-*-from-1.npy"):  # the dense model is scored once
+        np.save(kept, np.load(kept) - 1)
+    found = score(checkpoints[1], dense_model(checkpoints[0], text, divergence_blocks=1))
+    assert found.ratio == pytest.approx(whole.ratio * np.exp(3 / 4), rel=1e-5)
 
 
 def test_a_model_writes_as_many_blocks_as_are_asked_for_and_once(
