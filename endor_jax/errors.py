@@ -69,6 +69,10 @@ class DoesNotFitError(EndorError, MemoryError):
     exit_code = 3
 
 
+class QualityError(EndorError, ValueError):
+    """A model is not as good as it was asked to be."""
+
+
 class MissingDependencyError(EndorError, ImportError):
     """An optional package or an external resource is needed and absent."""
 

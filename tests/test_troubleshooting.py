@@ -19,8 +19,10 @@ from endor_jax import errors
 from endor_jax.cli.main import app
 from endor_jax.errors import EndorError
 from endor_jax.generate.sampling import Sampler
+from endor_jax.search import bisection
 from endor_jax.sources import gguf
 from endor_jax.store.journal import Journal
+from tests.search.faked import Faked, search
 from tests.tiny_models import write_tiny
 
 TROUBLE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
@@ -102,6 +104,14 @@ def full(directory: Path) -> None:
         endor.convert(source, directory / "model.endor")
 
 
+def not_good_enough(directory: Path) -> None:
+    source = write_tiny(directory / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bisection, "HIGHEST", 50)
+        Faked(lambda percent: 0.05, lambda percent: 0.06).install(patch)
+        search(source, directory / "model.endor", max_increase=0.055)
+
+
 def missing_dependency(directory: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "gguf", None)
@@ -133,6 +143,7 @@ RAISERS: dict[str, Callable[[Path], object]] = {
     "DoesNotFitError": lambda directory: endor.load(
         checkpoint_in(directory), device_memory="1MiB", host_memory="1MiB"
     ),
+    "QualityError": not_good_enough,
     "MissingDependencyError": missing_dependency,
     "StreamError": used_after_close,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
+from endor_jax.cli.convert_search import limit_of, search
 from endor_jax.cli.info import files_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ def command(
     sparsity: Annotated[
         float | None,
         typer.Option(help="Fraction of the layers' matrices to prune away; 0.5 if a method is given."),
+    ] = None,
+    max_perplexity_increase: Annotated[
+        str | None,
+        typer.Option(
+            metavar="5%",
+            help="Instead of --sparsity: search the highest whose perplexity is at most so much above the "
+            "dense model's, on text behind the blocks for calibration.",
+        ),
     ] = None,
     mask_structure: Annotated[
         str | None,
@@ -73,6 +82,9 @@ def command(
     from endor_jax.conversion.settings import CalibrationText, ConvertSettings
 
     output = Output(as_json, quiet, verbose)
+    limit = None
+    if max_perplexity_increase is not None:
+        limit = limit_of(max_perplexity_increase, prune=prune, sparsity=sparsity, dry_run=dry_run)
     if prune != "none" and sparsity is None and ":" not in (mask_structure or ""):
         sparsity = 0.5
     settings = ConvertSettings(
@@ -85,6 +97,9 @@ def command(
         keep_negative_zero=keep_negative_zero,
         calibration=CalibrationText(calibration, calibration_blocks, calibration_length, seed),
     )
+    if limit is not None:
+        search(output, source, destination, settings=settings, limit=limit, resume=resume)
+        return
     if dry_run:
         with output.progress() as progress:
             survey = survey_conversion(

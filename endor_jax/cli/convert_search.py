@@ -1,0 +1,107 @@
+"""`endor convert --max-perplexity-increase`: the search for the highest sparsity, and what it prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from endor_jax.cli.console import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from endor_jax.conversion.settings import ConvertSettings
+    from endor_jax.search.result import Search, Try
+
+OPTION = "--max-perplexity-increase"
+
+
+def limit_of(text: str, *, prune: str, sparsity: float | None, dry_run: bool) -> float:
+    """The increase that a text stands for. Raises OptionError for one that is none, and for options that do
+    not go with it."""
+    from endor_jax.errors import OptionError
+    from endor_jax.search.limit import parse_increase
+
+    limit = parse_increase(text)
+    if prune == "none":
+        raise OptionError(
+            OPTION,
+            got="it without --prune",
+            expected="a pruning method, whose sparsity is searched",
+            fix="add --prune sparsegpt, for example",
+        )
+    if sparsity is not None:
+        raise OptionError(
+            OPTION,
+            got=f"--sparsity {sparsity} too",
+            expected="one of them",
+            fix="leave --sparsity out: it is what is searched",
+        )
+    if dry_run:
+        raise OptionError(
+            OPTION,
+            got="--dry-run too",
+            expected="a run that writes",
+            fix="leave one of them out: what a sparsity does to the text is only known by trying",
+        )
+    return limit
+
+
+def search(
+    output: Output, source: str, destination: str, *, settings: ConvertSettings, limit: float, resume: bool
+) -> None:
+    """Searches, and shows all tries and the check; of a search that found nothing, its tries."""
+    from endor_jax.errors import QualityError
+    from endor_jax.search.api import finished_tries, highest_sparsity
+    from endor_jax.search.result import to_json
+
+    try:
+        with output.progress() as progress:
+            found = highest_sparsity(
+                source,
+                destination,
+                settings=settings,
+                max_increase=limit,
+                resume=resume,
+                progress=progress,
+            )
+    except QualityError:
+        output.notes.print(_table(finished_tries(destination, max_increase=limit), limit))
+        raise
+    if output.as_json:
+        output.json(to_json(found))
+    else:
+        _show(output, found)
+
+
+def _show(output: Output, found: Search) -> None:
+    from endor_jax.streaming.sizes import format_size
+
+    output.results.print(_table(found.tries, found.max_increase))
+    output.line(
+        f"check on other text: {found.check} (perplexity {found.check.perplexity:.3f}, "
+        f"dense {found.check.dense_perplexity:.3f}, {found.check.tokens:,} tokens)"
+    )
+    stored, dense = format_size(found.chosen.stored_bytes), format_size(found.dense_bytes)
+    output.line(f"{found.path}: {found.chosen.percent} % sparsity, {stored}, where the dense one has {dense}")
+
+
+def _table(tries: Sequence[Try], limit: float) -> Table:
+    from rich.table import Table
+
+    from endor_jax.streaming.sizes import format_size
+
+    table = Table(title=f"perplexity at most {limit:+.2%}", title_justify="left")
+    for heading in ("try", "sparsity", "perplexity", "increase", "files", "holds"):
+        table.add_column(heading, justify="right")
+    for number, each in enumerate(tries, 1):
+        table.add_row(
+            str(number),
+            f"{each.percent} %",
+            f"{each.quality.perplexity:.3f}",
+            str(each.quality),
+            format_size(each.stored_bytes),
+            "yes" if each.held else "no",
+        )
+    return table
