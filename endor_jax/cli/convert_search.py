@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from endor_jax.cli.console import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
@@ -64,7 +64,7 @@ def search(
                 settings=settings,
                 max_increase=limit,
                 resume=resume,
-                progress=progress,
+                progress=_noted(output, progress),
             )
     except QualityError:
         output.notes.print(_table(finished_tries(destination, max_increase=limit), limit))
@@ -73,6 +73,21 @@ def search(
         output.json(to_json(found))
     else:
         _show(output, found)
+
+
+def _noted(output: Output, progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The same progress with a line for every step: a search takes long, and logs have no bar."""
+    latest = ""
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal latest
+        step = what.split(",")[0]  # "try 3: 56 %, scoring"
+        if step != latest:
+            output.notes.print(step, style="dim")
+            latest = step
+        progress(what, done, total)
+
+    return report
 
 
 def _show(output: Output, found: Search) -> None:

@@ -33,6 +33,7 @@ from endor_jax.store.journal import peek_lines
 from endor_jax.version import VERSION
 
 SCORED_BLOCKS = 40
+"""Of 512 tokens: a standard error of about half a percent."""
 
 
 def highest_sparsity(

@@ -124,6 +124,7 @@ def test_the_command_shows_a_table(source, tmp_path, monkeypatch):
     code, out, said = run("convert", source, tmp_path / "dst", *options)
     assert code == 0, said
     assert "perplexity at most +5.05%" in out
+    assert said.splitlines()[:3] == ["checking the source", "dense", "try 1: 50 %"]
     assert "│   1 │     50 % │" in out
     assert "│ +5.00% ± 0.00% │" in out
     assert "check on other text: +4.00% ± 0.00% (perplexity 7.685, dense 7.389, 160 tokens)" in out
@@ -177,7 +178,7 @@ def test_the_three_parts_of_the_text_share_nothing(source, text):
     [
         (
             {"blocks": 40},
-            r"40 to calibrate, 4 to search with, 4 to check with\): blocks of a text: got 1,006 ",
+            r"40 to calibrate, 4 to search with, 4 to check with\): blocks of a text: got \S+ tokens",
         ),
         ({"length": 1}, "sequence_length 1, expected at least 2"),
         ({"length": 1000}, "got blocks of 1000 tokens, expected at most the model's 512"),
