@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from endor_jax.bench.pruning_cells import DENSE, Cell
+from endor_jax.bench.pruning_cells import Cell
 from endor_jax.errors import ResumeError
 
 
@@ -56,11 +56,6 @@ class PruningRecord:
     def measured(self) -> frozenset[Cell]:
         """The cells that need not be measured again."""
         return frozenset(each.cell for each in self.cells)
-
-    @property
-    def dense(self) -> MeasuredCell | None:
-        """The unpruned model, once it is measured."""
-        return next((each for each in self.cells if each.cell == DENSE), None)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""

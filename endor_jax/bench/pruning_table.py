@@ -32,6 +32,12 @@ def ordered_cells(record: PruningRecord) -> list[MeasuredCell]:
     return sorted(record.cells, key=lambda each: _order(each.cell))
 
 
+def series_names(record: PruningRecord) -> list[str]:
+    """Methods with structure and allocation, in the order of methods; without the dense model."""
+    cells = sorted((each.cell for each in record.cells), key=lambda cell: _order(cell)[1:])
+    return list(dict.fromkeys(cell.series for cell in cells if cell.method != "none"))
+
+
 def cell_row(measured: MeasuredCell) -> tuple[str, ...]:
     """A row under HEADINGS."""
     cell = measured.cell
