@@ -58,6 +58,13 @@ def command(
     keep_negative_zero: Annotated[
         bool, typer.Option("--keep-negative-zero", help="Store −0.0 as it is instead of as +0.0.")
     ] = False,
+    calibration_target: Annotated[
+        str,
+        typer.Option(
+            help="layer: a pruned layer should give what it gave for the same inputs. model: what it gives "
+            "in the unpruned model, which makes up for the layers before (sparsegpt, admm; takes longer)."
+        ),
+    ] = "layer",
     calibration: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Text or JSONL to calibrate with. Default: Python's help texts."),
@@ -92,6 +99,7 @@ def command(
         sparsity=sparsity,
         structure=mask_structure,
         allocation=sparsity_allocation,
+        target=calibration_target,
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,

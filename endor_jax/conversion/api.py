@@ -16,6 +16,7 @@ def convert(
     sparsity: float | None = None,
     structure: str | None = None,
     allocation: str = "uniform",
+    target: str = "layer",
     values: str = "auto",
     dtype: str | None = None,
     keep_negative_zero: bool = False,
@@ -28,8 +29,9 @@ def convert(
     prune, sparsity: the method, and the fraction of the layers' matrices that it drops: "magnitude";
     "wanda", "sparsegpt" and "admm", which run the model on a text, layer by layer; "none" keeps what is there
     and takes no sparsity. structure: "row", "matrix" or "N:M" (which is a sparsity), None as in the method's
-    paper. allocation: "uniform", or "owl" for more sparsity where a layer has fewer outliers. values: "auto",
-    "raw", "packed", "packed:K", and "int8" or "int4", which round the layers' matrices. dtype: "bfloat16",
+    paper. allocation: "uniform", or "owl" for more sparsity where a layer has fewer outliers. target:
+    "layer", or "model" to fit every layer to what the unpruned model gives there, which makes up for the
+    layers before (sparsegpt and admm). values: "auto", "raw", "packed", "packed:K", and "int8" or "int4", which round the layers' matrices. dtype: "bfloat16",
     "float16" or "float32" for all float tensors, None keeps each as it is (float32 from GGUF). calibration:
     the text, None takes 64 blocks of 512 tokens of one that is always there.
     keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. resume: go on with what an interrupted
@@ -44,6 +46,7 @@ def convert(
         sparsity=sparsity,
         structure=structure,
         allocation=allocation,
+        target=target,
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,

@@ -2,8 +2,9 @@
 
 The hidden states of all blocks stand before one layer. Its unpruned weights meet them while sums are made,
 then they are pruned, and the layer as it will be stored takes the hidden states on to the next one: so every
-layer is fitted to what the pruned layers before it give (SparseGPT, sec. 3.1; Wanda, sec. 3). Memory holds
-one layer and the blocks of one step.
+layer is fitted to what the pruned layers before it give (SparseGPT, sec. 3.1; Wanda, sec. 3). With the target
+"model" the text also goes through the unpruned layers, and a pruned matrix is fitted to what the unpruned one
+gives *there* (`prune/retarget.py`). Memory holds one layer and the blocks of one step.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from jaxtyping import Int
 
 from endor_jax.conversion.activations import Activations
 from endor_jax.conversion.forward import Statistics, layer_step, statistics_step, stem_step
-from endor_jax.conversion.methods import Stored, needs_products, pruned_matrices
+from endor_jax.conversion.methods import Stored, no_sums, pruned_matrices
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.format.quantise import Quantised, dequantise
 from endor_jax.format.values import Codec
 from endor_jax.models import Decoder
-from endor_jax.prune.statistics import no_gram, no_squared_norms
 
 STEP_TOKENS = 2048
 """Tokens that a step takes: enough that products, not weights, take the time."""
@@ -54,7 +54,9 @@ class Calibration:
         self._blocks = blocks
         self._settings = settings
         self._note = note
-        self._hidden = Activations(directory, (*blocks.shape, decoder.config.hidden_size))
+        shape = (*blocks.shape, decoder.config.hidden_size)
+        self._hidden = Activations(directory, shape)
+        self._unpruned = Activations(directory, shape) if settings.target == "model" else None
 
     def prune(
         self, record: str, layout: RecordLayout, arrays: Mapping[str, np.ndarray], *, sparsity: float
@@ -79,26 +81,34 @@ class Calibration:
     def _statistics(self, record: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
         """Sums over what the unpruned matrices of a layer meet, by the first matrix of each input."""
         params = jax.device_put(dict(arrays))
-        empty = no_gram if needs_products(self._settings.prune) else no_squared_norms
+        empty = no_sums(self._settings)
         sums = {name: empty(arrays[name].shape[1]) for name in set(self._decoder.block_inputs.values())}
         for first, count, share in self._steps():
             self._note(record, "measuring", share * _MEASURING)
-            sums = statistics_step(self._decoder, params, self._hidden.read(first, count), sums)
+            unpruned = None if self._unpruned is None else self._unpruned.read(first, count)
+            sums = statistics_step(self._decoder, params, self._hidden.read(first, count), sums, unpruned)
         return sums
 
-    def advance(self, record: str, arrays: Mapping[str, Stored]) -> None:
-        """Takes the hidden states through a record, as it is stored."""
-        dense = {name: dequantise(a) if isinstance(a, Quantised) else a for name, a in arrays.items()}
+    def advance(self, record: str, stored: Mapping[str, Stored], unpruned: Mapping[str, np.ndarray]) -> None:
+        """Takes the hidden states through a record: as it is stored, and unpruned where that is asked for."""
+        dense = {name: dequantise(a) if isinstance(a, Quantised) else a for name, a in stored.items()}
+        self._run(record, dense, self._hidden)
+        if self._unpruned is not None:
+            self._run(record, unpruned, self._unpruned)
+
+    def _run(self, record: str, arrays: Mapping[str, np.ndarray], hidden: Activations) -> None:
         if record == "embedding":
             for first, count, _ in self._steps():
-                self._hidden.write(first, dense["weight"][self._blocks[first : first + count]])
+                hidden.write(first, arrays["weight"][self._blocks[first : first + count]])
             return
         step = layer_step if record.startswith("layers.") else stem_step
-        params = jax.device_put(dense)
+        params = jax.device_put(dict(arrays))
+        # Progress never goes back: what is run second stands still at the end of what is run first.
+        begin, end = (_MEASURING + _PRUNING, 1.0) if hidden is self._hidden else (1.0, 1.0)
         for first, count, share in self._steps():
-            self._note(record, "running", _MEASURING + _PRUNING + share * (1 - _MEASURING - _PRUNING))
-            x = step(self._decoder, params, self._hidden.read(first, count))
-            self._hidden.write(first, np.asarray(x))
+            self._note(record, "running", begin + share * (end - begin))
+            x = step(self._decoder, params, hidden.read(first, count))
+            hidden.write(first, np.asarray(x))
 
     def _steps(self) -> Iterator[tuple[int, int, float]]:
         """First block and number of blocks of every step, and what share of them is done."""
@@ -109,6 +119,8 @@ class Calibration:
     def close(self) -> None:
         """Gives the room of the hidden states back."""
         self._hidden.close()
+        if self._unpruned is not None:
+            self._unpruned.close()
 
     def __enter__(self) -> Calibration:
         return self

@@ -15,11 +15,18 @@ from jaxtyping import Array, Float
 
 from endor_jax import models
 from endor_jax.models import Decoder
-from endor_jax.prune.statistics import Gram, SquaredNorms, add_gram, add_squared_norms
+from endor_jax.prune.statistics import (
+    Gram,
+    Paired,
+    SquaredNorms,
+    add_gram,
+    add_paired,
+    add_squared_norms,
+)
 
 Hidden = Float[Array, "batch length hidden"]
 Params = Mapping[str, jax.Array]
-Statistics = Gram | SquaredNorms
+Statistics = Gram | Paired | SquaredNorms
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -36,14 +43,30 @@ def layer_step(decoder: Decoder, params: Params, x: Hidden) -> Hidden:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def statistics_step(
-    decoder: Decoder, params: Params, x: Hidden, sums: Mapping[str, Statistics]
+    decoder: Decoder,
+    params: Params,
+    x: Hidden,
+    sums: Mapping[str, Statistics],
+    unpruned: Hidden | None = None,
 ) -> dict[str, Statistics]:
-    """`sums`, by weight name, with the inputs of those weights added that these hidden states lead to."""
-    _, _, inputs = models.tapped_block(decoder, params, x, _cache(decoder, x), _start(x))
-    return {
-        name: add_gram(its, inputs[name]) if isinstance(its, Gram) else add_squared_norms(its, inputs[name])
-        for name, its in sums.items()
-    }
+    """`sums`, by weight name, with the inputs of those weights added that these hidden states lead to.
+
+    unpruned: the same blocks in the unpruned model, for sums of the kind Paired.
+    """
+    inputs = _inputs(decoder, params, x)
+    meant = inputs if unpruned is None else _inputs(decoder, params, unpruned)
+    return {name: _added(its, inputs[name], meant[name]) for name, its in sums.items()}
+
+
+def _added(sums: Statistics, inputs: jax.Array, meant: jax.Array) -> Statistics:
+    if isinstance(sums, Paired):
+        return add_paired(sums, meant, inputs)
+    return add_gram(sums, inputs) if isinstance(sums, Gram) else add_squared_norms(sums, inputs)
+
+
+def _inputs(decoder: Decoder, params: Params, x: Hidden) -> dict[str, jax.Array]:
+    """What every matrix of a layer is multiplied with."""
+    return models.tapped_block(decoder, params, x, _cache(decoder, x), _start(x))[2]
 
 
 def _cache(decoder: Decoder, x: Hidden) -> models.KVCache:

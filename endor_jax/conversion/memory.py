@@ -12,8 +12,7 @@ from collections.abc import Mapping
 
 from endor_jax.conversion.calibrate import step_blocks
 from endor_jax.conversion.estimate import stored_info
-from endor_jax.conversion.methods import needs_products
-from endor_jax.conversion.settings import CALIBRATED, ConvertSettings
+from endor_jax.conversion.settings import UPDATING, ConvertSettings
 from endor_jax.memory import give_back, peak_host_bytes, resident_bytes
 from endor_jax.models import Decoder
 from endor_jax.sources.gguf import GgufSource
@@ -74,18 +73,19 @@ def calibration_bytes(
     )
     shapes = {name: decoder.block_shapes[name] for name in decoder.block_inputs}
     inputs = {first: shapes[first][1] for first in decoder.block_inputs.values()}
-    products = needs_products(settings.prune) and settings.prune in CALIBRATED
-    sums = sum(4 * columns * (columns if products else 1) for columns in inputs.values())
+    products = settings.prune in UPDATING
+    pairs = 2 if settings.target == "model" else 1
+    sums = pairs * sum(4 * columns * (columns if products else 1) for columns in inputs.values())
     config, tokens = decoder.config, step_blocks(*blocks) * blocks[1]
     widest = 4 * max(rows * columns for rows, columns in shapes.values())
     scores = 4 * tokens * config.heads * blocks[1]
-    states = 4 * tokens * (4 * config.hidden_size + 3 * config.intermediate_size)
+    states = pairs * 4 * tokens * (4 * config.hidden_size + 3 * config.intermediate_size)
     matrix = max(
         4 * (MATRIX_COPIES * rows * columns + (PRODUCT_COPIES * columns**2 if products else 0))
         for rows, columns in shapes.values()
     )
     work = max(widest + SCORE_COPIES * scores + states, matrix)
-    return resident_bytes() + 3 * layer + sums + work + ALLOWANCE_BYTES + COMPILING_BYTES
+    return resident_bytes() + (2 + pairs) * layer + sums + work + ALLOWANCE_BYTES + COMPILING_BYTES
 
 
 def _reading_bytes(source: Source, name: str) -> int:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from endor_jax.conversion.forward import Statistics
 from endor_jax.conversion.prepare import cast
-from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.conversion.settings import UPDATING, ConvertSettings
 from endor_jax.format.quantise import Quantised, quantise
 from endor_jax.format.values import INTEGER_BITS, Codec
 from endor_jax.prune.admm import admm
 from endor_jax.prune.factor import inverse_factor
 from endor_jax.prune.magnitude import apply_mask
 from endor_jax.prune.pruned import Pruned
+from endor_jax.prune.retarget import retarget
 from endor_jax.prune.sparsegpt import sparsegpt_with_factor
-from endor_jax.prune.statistics import SquaredNorms
+from endor_jax.prune.statistics import Paired, SquaredNorms, no_gram, no_paired, no_squared_norms
 from endor_jax.prune.structure import Structure
 from endor_jax.prune.wanda import wanda
+
+RETARGET_DAMPING = 0.1
+"""λ over the mean of the products' diagonal: how much a matrix is held to what it was."""
 
 Stored = np.ndarray | Quantised
 """A tensor as it will be encoded."""
 
 
-def needs_products(method: str) -> bool:
-    """Whether a method asks for the products of inputs, or their squared norms do."""
-    return method != "wanda"
+def no_sums(settings: ConvertSettings) -> Callable[[int], Statistics]:
+    """What makes the sums that a method asks for, before the first input, from a number of columns."""
+    if settings.prune not in UPDATING:
+        return no_squared_norms
+    return no_paired if settings.target == "model" else no_gram
 
 
 def pruned_matrices(
@@ -50,16 +56,33 @@ def pruned_matrices(
             bits = _bits(codecs[name])
             yield name, _wanda(weight, norms, sparsity=sparsity, structure=structure, bits=bits)
         return
-    factor = inverse_factor(sums.products)
+    gram, meant = (sums.gram, _meant(sums)) if isinstance(sums, Paired) else (sums, _as_it_is)
+    factor = inverse_factor(gram.products)
     for name, weight in weights.items():
-        wide, bits = weight.astype(np.float32), _bits(codecs[name])
+        wide, bits = meant(weight.astype(np.float32)), _bits(codecs[name])
         if settings.prune == "sparsegpt":
             result = sparsegpt_with_factor(wide, factor, sparsity=sparsity, structure=structure, bits=bits)
         else:
-            result = admm(wide, sums.products, sparsity=sparsity, structure=structure)
+            result = admm(wide, gram.products, sparsity=sparsity, structure=structure)
             if bits is not None:
                 result = sparsegpt_with_factor(result.weight, factor, mask=result.mask, bits=bits)
         yield name, _stored(result, weight.dtype)
+
+
+def _meant(sums: Paired) -> Callable[[np.ndarray], np.ndarray]:
+    """What a matrix should be for the inputs it gets, to give what it gave for those it was made for."""
+    factor = inverse_factor(sums.gram.products, damping=RETARGET_DAMPING)
+
+    def meant(weight: np.ndarray) -> np.ndarray:
+        return np.asarray(
+            retarget(weight, factor, gram_products=sums.gram.products, cross_products=sums.cross.products)
+        )
+
+    return meant
+
+
+def _as_it_is(weight: np.ndarray) -> np.ndarray:
+    return weight
 
 
 def _bits(codec: Codec | None) -> int | None:

@@ -202,17 +202,26 @@ def _write_records(source: Source, task: _Task, writer: CheckpointWriter, report
             layout = plan.layouts[record]
             report(f"encoding {record}", done, plan.dense_bytes)
             if writer.missing(record, layout):
-                note, arrays = _write_record(source, task, writer, record, calibration)
+                done_with = _write_record(source, task, writer, record, calibration)
             else:
-                note, arrays = _keep_record(source, task, writer, record, decoded=i < last)
+                done_with = _keep_record(source, task, writer, record, decoded=i < last)
             if calibration is not None and i < last:
-                calibration.advance(record, arrays)
-            del arrays  # or it would still be here while the next record is read
-            negative_zeros += note["negative_zeros"]
+                calibration.advance(record, done_with.stored, done_with.unpruned)
+            negative_zeros += done_with.note["negative_zeros"]
+            del done_with  # or its arrays would still be here while the next record is read
             done += layout.dense_bytes
             give_back()
     report("done", done, plan.dense_bytes)
     return negative_zeros
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record that is on disk. note: of the journal. stored, unpruned: its tensors, if in memory."""
+
+    note: Mapping[str, Any]
+    stored: Mapping[str, Stored]
+    unpruned: Mapping[str, np.ndarray]
 
 
 def _calibration(
@@ -232,8 +241,8 @@ def _calibration(
 
 def _write_record(
     source: Source, task: _Task, writer: CheckpointWriter, record: str, calibration: Calibration | None
-) -> tuple[Mapping[str, Any], Mapping[str, Stored]]:
-    """Prepares, prunes and writes a record of which something is missing: its note, its tensors as stored."""
+) -> _Record:
+    """Prepares, prunes and writes a record of which something is missing."""
     plan, tensors = task.plan, task.plan.names[record]
     layout, sparsity = plan.layouts[record], plan.sparsities.get(record)
     prepared = {
@@ -248,20 +257,35 @@ def _write_record(
     if calibration is not None and sparsity is not None:
         arrays = calibration.prune(record, layout, dense, sparsity=sparsity)
     writer.write_record(record, layout, arrays, note=note)
-    return note, arrays
+    return _Record(note, arrays, dense)
 
 
 def _keep_record(
     source: Source, task: _Task, writer: CheckpointWriter, record: str, *, decoded: bool
-) -> tuple[Mapping[str, Any], Mapping[str, Stored]]:
-    """Keeps a record that is finished, if it was made of what the source has: its note, its tensors."""
+) -> _Record:
+    """Keeps a record that is finished, if it was made of what the source has.
+
+    decoded: its tensors are wanted, as they are stored and as they were.
+    """
     tensors, layout = task.plan.names[record], task.plan.layouts[record]
     notes = writer.notes(record, layout)
-    digests = {tensor: source_digest(source.read(name)) for tensor, name in tensors.items()}
+    stored: dict[str, Stored] = {}
+    unpruned: dict[str, np.ndarray] = {}
+    if decoded:
+        prepared = {
+            tensor: prepare(source, name, Place(record, tensor), settings=task.settings)
+            for tensor, name in tensors.items()
+        }
+        digests = {tensor: it.digest for tensor, it in prepared.items()}
+        unpruned = {tensor: it.array for tensor, it in prepared.items()}
+    else:
+        digests = {tensor: source_digest(source.read(name)) for tensor, name in tensors.items()}
     _check_source(source, tensors, notes, digests)
     writer.write_record(record, layout, {})
-    stored = writer.read_record(record, layout) if decoded else None
-    return notes[0], {} if stored is None else {tensor: decode(stored[tensor]) for tensor in tensors}
+    if decoded:
+        held = writer.read_record(record, layout)
+        stored = {tensor: decode(held[tensor]) for tensor in tensors}
+    return _Record(notes[0], stored, unpruned)
 
 
 def _note(prepared: Mapping[str, Prepared]) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from endor_jax.errors import OptionError
 from endor_jax.format.values import parse_codec
 from endor_jax.prune.structure import Structure, parse_structure
 
-CALIBRATED = ("wanda", "sparsegpt", "admm")
+UPDATING = ("sparsegpt", "admm")
+"""Methods that change what is kept."""
+CALIBRATED = ("wanda", *UPDATING)
 """Methods that look at what a matrix is multiplied with."""
 PRUNE_METHODS = ("none", "magnitude", *CALIBRATED)
 ALLOCATIONS = ("uniform", "owl")
+TARGETS = ("layer", "model")
 DEFAULT_STRUCTURES = {"magnitude": "row", "wanda": "row", "sparsegpt": "matrix", "admm": "matrix"}
 """By method, where zeros lie unless asked otherwise: as in its paper."""
 
@@ -44,7 +47,9 @@ class ConvertSettings:
     prune and sparsity: method and fraction of zeros in the layers' matrices; "none" keeps what is there and
     takes no sparsity. structure: where the zeros lie: in every "row" alike, anywhere in a "matrix", or N kept
     of every M neighbours ("2:4", which takes no sparsity); None as in the method's paper. allocation:
-    "uniform", or "owl", which gives layers with more outliers less sparsity. values: "auto", "raw", "packed",
+    "uniform", or "owl", which gives layers with more outliers less sparsity. target: what a pruned matrix
+    should give, for methods that change what is kept: what the unpruned one gives for the same inputs
+    ("layer", as in the papers), or what it gives in the unpruned "model". values: "auto", "raw", "packed",
     "packed:K"; of the layers' matrices also "int8", "int4", which lose something. dtype: of all float
     tensors, None keeps each as it is. keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted.
     """
@@ -53,6 +58,7 @@ class ConvertSettings:
     sparsity: float | None = None
     structure: str | None = None
     allocation: str = "uniform"
+    target: str = "layer"
     values: str = "auto"
     dtype: str | None = None
     keep_negative_zero: bool = False
@@ -61,6 +67,14 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         _check_choice("prune", self.prune, PRUNE_METHODS)
         _check_choice("sparsity allocation", self.allocation, ALLOCATIONS)
+        _check_choice("calibration target", self.target, TARGETS)
+        if self.target == "model" and self.prune not in UPDATING:
+            raise OptionError(
+                "calibration target",
+                got=f"'model' with prune={self.prune!r}",
+                expected=f"a method that changes what is kept: {', '.join(UPDATING)}",
+                fix="choose one of these, or leave the target out",
+            )
         grouped = self.structure is not None and parse_structure(self.structure).sparsity is not None
         if self.prune == "none" and (self.structure is not None or self.allocation != "uniform"):
             raise OptionError(

@@ -34,6 +34,13 @@ class Cross(NamedTuple):
     rows: Int32[Array, ""]
 
 
+class Paired(NamedTuple):
+    """What the pruned model's inputs sum up to, and what they do with the dense model's."""
+
+    gram: Gram
+    cross: Cross
+
+
 def no_squared_norms(columns: int) -> SquaredNorms:
     """The sums before the first input."""
     return SquaredNorms(jnp.zeros(columns, jnp.float32), jnp.zeros((), jnp.int32))
@@ -47,6 +54,11 @@ def no_gram(columns: int) -> Gram:
 def no_cross(columns: int) -> Cross:
     """The sums before the first pair of inputs."""
     return Cross(*no_gram(columns))
+
+
+def no_paired(columns: int) -> Paired:
+    """The sums before the first pair of inputs."""
+    return Paired(no_gram(columns), no_cross(columns))
 
 
 def add_squared_norms(norms: SquaredNorms, x: Float[Array, "*batch columns"]) -> SquaredNorms:
@@ -67,6 +79,13 @@ def add_cross(
     """The sums with every pair of a batch added: x of the dense model, `moved` of the pruned one."""
     inputs = _inputs(x)
     return Cross(cross.products + _products(inputs, _inputs(moved)), cross.rows + inputs.shape[0])
+
+
+def add_paired(
+    paired: Paired, x: Float[Array, "*batch columns"], moved: Float[Array, "*batch columns"]
+) -> Paired:
+    """The sums with every pair of a batch added: x of the dense model, `moved` of the pruned one."""
+    return Paired(add_gram(paired.gram, moved), add_cross(paired.cross, x, moved))
 
 
 def squared_norms_of(gram: Gram) -> SquaredNorms:

@@ -63,15 +63,19 @@ def matrices(tensors):
     return {key: array for key, array in tensors.items() if key[0].startswith("layers.") and array.ndim == 2}
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_every_layer_is_pruned_by_what_the_pruned_layers_before_it_give(source, tmp_path, text, method):
-    run_conversion(source, tmp_path / "dst", settings=settings_of(text, method))
+@pytest.mark.parametrize(
+    ("method", "target"), [("wanda", "layer"), ("sparsegpt", "layer"), ("sparsegpt", "model")]
+)
+def test_every_layer_is_pruned_by_what_the_pruned_layers_before_it_give(
+    source, tmp_path, text, method, target
+):
+    run_conversion(source, tmp_path / "dst", settings=settings_of(text, method, target=target))
     stored = tensors_of(tmp_path / "dst")
     run_conversion(source, tmp_path / "dense", settings=ConvertSettings())
     dense = tensors_of(tmp_path / "dense")
     token_ids = load_tokenizer(source).encode(read_corpus(text))
     with endor.open(tmp_path / "dense") as checkpoint:
-        expected = in_one_piece(dense, checkpoint.model_config(), token_ids, method)
+        expected = in_one_piece(dense, checkpoint.model_config(), token_ids, method, target)
     for key, array in stored.items():
         if key not in expected:
             np.testing.assert_array_equal(array, dense[key])
@@ -82,7 +86,7 @@ def test_every_layer_is_pruned_by_what_the_pruned_layers_before_it_give(source, 
         np.testing.assert_allclose(array, expected[key], atol=2e-3 if differing == 0 else 0.3)
 
 
-def in_one_piece(tensors, config, token_ids, method):
+def in_one_piece(tensors, config, token_ids, method, target):
     """The same written plainly: the whole text at once, all layers in memory, one matrix after another."""
     decoder = models.decoder(models.from_hf(config))
     ids = shuffled_blocks(token_ids, LENGTH, seed=0, count=BLOCKS)
@@ -91,7 +95,7 @@ def in_one_piece(tensors, config, token_ids, method):
         records.setdefault(record, {})[name] = jnp.asarray(array)
     start = jnp.zeros(BLOCKS, jnp.int32)
     x = records["embedding"]["weight"][ids]
-    x = models.stem(decoder, records.get("stem", {}), x, start)
+    x = unpruned = models.stem(decoder, records.get("stem", {}), x, start)
     pruned = {}
     for layer in range(decoder.config.layers):
         params = dict(records[f"layers.{layer}"])
@@ -103,9 +107,13 @@ def in_one_piece(tensors, config, token_ids, method):
             dtype="float32",
         )
         _, _, inputs = models.tapped_block(decoder, params, x, cache, start)
+        unpruned, _, meant = models.tapped_block(decoder, params, unpruned, cache, start)
         for name, value in inputs.items():
             flat = np.asarray(value, np.float64).reshape(-1, value.shape[-1])
             weight = np.asarray(params[name])
+            if target == "model":
+                goal = np.asarray(meant[name], np.float64).reshape(flat.shape)
+                weight = retargeted(weight, flat, goal).astype(np.float32)
             if method == "wanda":
                 mask = wanda(weight, np.sum(flat**2, axis=0).astype(np.float32), sparsity=0.5)
                 new = np.where(mask, weight, 0)
@@ -115,6 +123,14 @@ def in_one_piece(tensors, config, token_ids, method):
             pruned[f"layers.{layer}", name] = new
         x, _ = models.block(decoder, params, x, cache, start)
     return pruned
+
+
+def retargeted(weight, inputs, goal):
+    """Half of the way to W* = W(C + λI)(H + λI)⁻¹ (endor_jax/prune/retarget.py), in float64."""
+    products = inputs.T @ inputs
+    damping = 0.1 * np.mean(np.diagonal(products)) * np.eye(len(products))
+    best = weight @ (goal.T @ inputs + damping) @ np.linalg.inv(products + damping)
+    return (weight + best) / 2
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
@@ -189,7 +205,8 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_interrupted_anywhere_and_gone_on_with_it_gives_the_same_bytes(llama, tmp_path, text, method):
-    settings = settings_of(text, method, allocation="owl", values="int8" if method == "wanda" else "auto")
+    others = {"values": "int8"} if method == "wanda" else {"target": "model"}
+    settings = settings_of(text, method, allocation="owl", **others)
     calls = []
     run_conversion(llama, tmp_path / "whole", settings=settings, progress=lambda *now: calls.append(now))
     whole = contents(tmp_path / "whole")

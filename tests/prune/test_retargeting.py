@@ -28,7 +28,9 @@ def answer(weight: np.ndarray, inputs: np.ndarray, moved: np.ndarray) -> np.ndar
     cross = add_cross(no_cross(20), jnp.asarray(inputs), jnp.asarray(moved))
     assert int(cross.rows) == 200
     factor = inverse_factor(gram, damping=DAMPING)
-    return np.asarray(retarget(weight, factor, gram_products=gram, cross_products=cross.products))
+    return np.asarray(
+        retarget(weight, factor, gram_products=gram, cross_products=cross.products, strength=1.0)
+    )
 
 
 def test_it_is_the_least_squares_answer() -> None:
