@@ -31,9 +31,10 @@ def convert(
     and takes no sparsity. structure: "row", "matrix" or "N:M" (which is a sparsity), None as in the method's
     paper. allocation: "uniform", or "owl" for more sparsity where a layer has fewer outliers. target:
     "layer", or "model" to fit every layer to what the unpruned model gives there, which makes up for the
-    layers before (sparsegpt and admm). values: "auto", "raw", "packed", "packed:K", and "int8" or "int4", which round the layers' matrices. dtype: "bfloat16",
-    "float16" or "float32" for all float tensors, None keeps each as it is (float32 from GGUF). calibration:
-    the text, None takes 64 blocks of 512 tokens of one that is always there.
+    layers before (sparsegpt and admm). values: "auto", "raw", "packed", "packed:K", and "int8" or "int4",
+    which round the layers' matrices. dtype: "bfloat16", "float16" or "float32" for all float tensors, None
+    keeps each as it is (float32 from GGUF). calibration: the text, None takes 64 blocks of 512 tokens of one
+    that is always there.
     keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. resume: go on with what an interrupted
     conversion of the same source, settings and version has left at `destination`: the result is the same to
     the byte. progress: called with (what, dense bytes done, dense bytes in all).

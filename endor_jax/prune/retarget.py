@@ -38,7 +38,7 @@ def retarget(
     """
     shape = (weight.shape[1],) * 2
     moved, cross = checked_sums(gram_products, shape), checked_sums(cross_products, shape)
-    return _retarget(checked_weight(weight), factor, cross - moved, strength)
+    return _retarget(checked_weight(weight), factor, cross - moved, jnp.float32(strength))
 
 
 @jax.jit
@@ -46,9 +46,9 @@ def _retarget(
     weight: Float[Array, "rows columns"],
     factor: Float[Array, "columns columns"],
     change: Float[Array, "columns columns"],
-    strength: float,
+    strength: Float[Array, ""],
 ) -> Float[Array, "rows columns"]:
     """W + W (C − H) UᵀU: only what changes is rounded."""
     step = jnp.matmul(weight, change, precision=lax.Precision.HIGHEST)
     step = jnp.matmul(step, factor.T, precision=lax.Precision.HIGHEST)
-    return weight + jnp.float32(strength) * jnp.matmul(step, factor, precision=lax.Precision.HIGHEST)
+    return weight + strength * jnp.matmul(step, factor, precision=lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""On a real model: what calibration is for. stories15M writes the text that it is calibrated with and scored on."""
+"""What calibration is for, on a real model: stories15M writes the text it is calibrated with and scored on."""
 
 import pytest
 
