@@ -1,4 +1,4 @@
-"""What calibration is for, on a real model: stories15M writes the text it is calibrated with and scored on."""
+"""What calibration is for, on a real model: stories15M writes the text it is calibrated and scored with."""
 
 import pytest
 
