@@ -23,13 +23,11 @@ SPREAD = 0.08
 
 
 @jax.jit
-def outlier_ratio(
-    scores: Sequence[Float[Array, "_ _"]], multiple: Float[Array, ""] | float = OUTLIER
-) -> Float[Array, ""]:
-    """The share of a layer's Wanda scores, of all its matrices, above `multiple` times their mean (eq. 1)."""
+def outlier_ratio(scores: Sequence[Float[Array, "_ _"]]) -> Float[Array, ""]:
+    """The share of a layer's Wanda scores, of all its matrices, above OUTLIER times their mean (eq. 1)."""
     count = sum(matrix.size for matrix in scores)
     total = sum((jnp.sum(matrix) for matrix in scores), start=jnp.float32(0))
-    threshold = total / count * multiple
+    threshold = total / count * OUTLIER
     above = sum((jnp.sum(matrix > threshold) for matrix in scores), start=jnp.int32(0))
     return above.astype(jnp.float32) / count
 

@@ -88,11 +88,6 @@ def add_paired(
     return Paired(add_gram(paired.gram, moved), add_cross(paired.cross, x, moved))
 
 
-def squared_norms_of(gram: Gram) -> SquaredNorms:
-    """The squared norms are the diagonal of the products."""
-    return SquaredNorms(jnp.diagonal(gram.products), gram.rows)
-
-
 def _inputs(x: Float[Array, "*batch columns"]) -> Float[Array, "rows columns"]:
     return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
 
