@@ -17,7 +17,7 @@ VALUE_MARKERS: dict[str, str] = dict(zip(VALUES, "osD", strict=True))
 VALUE_LINES = {"auto": "-", "int8": "--", "int4": ":"}
 DENSE = "black"
 TICKS = (1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 10, 20, 30)
-TOPS = 30, 3
+TOPS = 30.0, 3.0
 """The largest ratio that each panel shows: beyond, a text is ruined, and nobody chooses between ruins."""
 
 

@@ -50,7 +50,7 @@ def measure_pruning(
         make_whole(dense, lambda making: run_verb(_arguments(DENSE, making, settings, None)))
     if settings.own_text:
         report("text of the model's own")
-    text = pruning_text(settings, dense, work_directory)
+    text = pruning_text(settings, dense)
     shared = settings.to_json() | _described(settings, text)
     if known is not None:
         check_same(path, known, shared)

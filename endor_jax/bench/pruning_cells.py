@@ -17,7 +17,7 @@ LENGTH = 512
 @dataclass(frozen=True)
 class Cell:
     """One way to prune. sparsity: 0 with the method "none". structure: None as in the method's paper; N:M is
-    a sparsity by itself, which stands in `sparsity`. values: of the layers' matrices.
+    a sparsity by itself, which stands in `sparsity`. values: of the layers' matrices. target: of calibration.
 
     Raises OptionError as `convert` does.
     """
@@ -27,6 +27,7 @@ class Cell:
     structure: str | None = None
     allocation: str = "uniform"
     values: str = "auto"
+    target: str = "layer"
 
     def __post_init__(self) -> None:
         ConvertSettings(
@@ -34,6 +35,7 @@ class Cell:
             sparsity=self._asked_sparsity,
             structure=self.structure,
             allocation=self.allocation,
+            target=self.target,
             values=self.values,
         )
 
@@ -53,12 +55,15 @@ class Cell:
             options += ["--mask-structure", self.structure]
         if self.allocation != "uniform":
             options += ["--sparsity-allocation", self.allocation]
+        if self.target != "layer":
+            options += ["--calibration-target", self.target]
         return tuple(options)
 
     @property
     def series(self) -> str:
         """What it has in common with cells of other sparsity and values, in words."""
         words = [self.method if self.method != "none" else "dense"]
+        words[0] += "" if self.target == "layer" else f"+{self.target}"
         words += [self.structure] if self.structure is not None else []
         words += [self.allocation] if self.allocation != "uniform" else []
         return " ".join(words)
@@ -79,19 +84,18 @@ class Grid:
     structures: Sequence[str | None] = (None,)
     allocations: Sequence[str] = ("uniform",)
     values: Sequence[str] = ("auto",)
+    targets: Sequence[str] = ("layer",)
 
     def cells(self) -> tuple[Cell, ...]:
         """Those without a method first, then the methods one after another at the first sparsity, and so on.
 
         Raises OptionError for a combination that `convert` refuses.
         """
-        axes = self.sparsities, self.methods, self.structures, self.allocations, self.values
+        axes = self.sparsities, self.methods, self.structures, self.allocations, self.values, self.targets
         found = [Cell("none", 0.0, values=values) for values in self.values if "none" in self.methods]
-        for sparsity, method, structure, allocation, values in itertools.product(*axes):
-            if method == "none":
-                continue
-            target = _sparsity_of(structure, sparsity)
-            found.append(Cell(method, target, structure, allocation, values))
+        for sparsity, method, structure, *others in itertools.product(*axes):
+            if method != "none":
+                found.append(Cell(method, _sparsity_of(structure, sparsity), structure, *others))
         return tuple(dict.fromkeys(found))
 
 

@@ -43,9 +43,9 @@ class PruningText:
         return digest_bytes(np.ascontiguousarray(self.scored).view(np.uint8).reshape(-1))
 
 
-def pruning_text(settings: PruningSettings, dense: Path, work_directory: Path) -> PruningText:
-    """The text of these settings; the model's own is written from the checkpoint `dense`, unless an earlier
-    run left it in `work_directory`.
+def pruning_text(settings: PruningSettings, dense: Path) -> PruningText:
+    """The text of these settings; the model's own is written by the checkpoint `dense`, unless an earlier run
+    left it beside that.
 
     Raises InvalidInputError for a text of too few blocks, or a model without tokenizer, or without start
     token where it is to write; NotFoundError for a text that is not there.
@@ -58,7 +58,7 @@ def pruning_text(settings: PruningSettings, dense: Path, work_directory: Path) -
     blocks = settings.calibration_blocks + settings.evaluation_blocks
     data = settings.data
     if settings.own_text:
-        path = work_directory / f"own-text-{blocks}x{length}.txt"
+        path = dense.with_name(f"{dense.stem}-text-{blocks}x{length}.txt")
         if not path.exists():
             make_whole(path, lambda making: _write_own(dense, making, blocks=blocks, length=length))
         data = str(path)

@@ -53,6 +53,9 @@ def command(
     sparsity_allocation: Annotated[
         list[str] | None, typer.Option(help="As for convert. May be given several times.")
     ] = None,
+    calibration_target: Annotated[
+        list[str] | None, typer.Option(help="As for convert. May be given several times.")
+    ] = None,
     data: Data = None,
     own_text: Annotated[
         bool, typer.Option("--own-text", help="The model writes the text, at temperature 1.")
@@ -84,6 +87,7 @@ def command(
         tuple(mask_structure or (None,)),
         tuple(sparsity_allocation or ("uniform",)),
         tuple(values or ("auto",)),
+        tuple(calibration_target or ("layer",)),
     )
     cells = grid.cells()
     check_files(record, plot)
