@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.format.layout import GROUP
+from endor_jax.format.quantise import largest_value
 from endor_jax.prune.check import checked_weight
-from endor_jax.prune.clipping import LARGEST
 from endor_jax.prune.factor import inverse_factor
 from endor_jax.prune.pruned import Pruned
 from endor_jax.prune.structure import MATRIX, Structure, drop_count
-from endor_jax.prune.sweep import BLOCK, block_drops, sweep
+from endor_jax.prune.sweep import block_drops, sweep
 
 
 def sparsegpt(
@@ -79,7 +80,7 @@ def sparsegpt_with_factor(
         raise InvalidInputError(
             "pruning",
             got="weights too large to quantise",
-            expected=f"scales that float16 holds, weights up to about {65504 * LARGEST[bits]:,}",
+            expected=f"scales that float16 holds, weights up to about {65504 * largest_value(bits):,}",
             fix="convert this checkpoint without quantising",
         )
     return result
@@ -97,14 +98,14 @@ def _check(columns: int, factor: jax.Array, *, structure: Structure, bits: int |
         raise InvalidInputError(
             "pruning", got="a sparsity and a mask", expected="one of them", fix="a mask says what goes"
         )
-    if bits is not None and bits not in LARGEST:
+    if bits is not None and bits not in (8, 4):
         raise InvalidInputError(
             "pruning", got=f"{bits} bits", expected="8, 4 or None", fix="None does not quantise"
         )
-    if bits is not None and structure.scope == "group" and BLOCK % structure.of:
+    if bits is not None and structure.scope == "group" and GROUP % structure.of:
         raise UnsupportedError(
             "pruning",
             got=f"the structure {structure.name} with {bits}-bit values",
-            expected=f"groups that {BLOCK} columns, which share a scale, are a multiple of",
+            expected=f"groups that {GROUP} columns, which share a scale, are a multiple of",
             fix="use groups of 2, 4, 8, 16 or 32 columns",
         )

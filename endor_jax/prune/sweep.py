@@ -17,20 +17,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float16, Int8, Int32
 
+from endor_jax.format.layout import GROUP
 from endor_jax.prune.clipping import best_scales, quantised
 from endor_jax.prune.masks import keep_highest, keep_of_group
 from endor_jax.prune.pruned import Pruned
 from endor_jax.prune.structure import Structure, dropped, dropped_of_group
 
-BLOCK = 128
-"""Columns between two lazy updates; also those that share a scale in the format."""
-
 STRIP = 32
 
 
 def block_columns(structure: Structure) -> int:
-    """How many columns a block has: 128, or the most below that are whole groups."""
-    return BLOCK - (BLOCK % structure.of if structure.scope == "group" else 0)
+    """Columns between two lazy updates: those that share a scale in the format, 128, or the most below that
+    are whole groups of zeros."""
+    return GROUP - (GROUP % structure.of if structure.scope == "group" else 0)
 
 
 def block_drops(structure: Structure, sparsity: float | None, shape: tuple[int, int]) -> np.ndarray:

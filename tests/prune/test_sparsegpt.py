@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.prune.clipping import LARGEST
+from endor_jax.format.quantise import largest_value
 from endor_jax.prune.factor import inverse_factor
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
 from endor_jax.prune.sparsegpt import sparsegpt, sparsegpt_with_factor
@@ -48,7 +48,7 @@ def test_joint_quantisation_equals_loops_over_section_3_5(structure: Structure, 
     assert result.scales is not None
     values, scales = np.asarray(result.values), np.asarray(result.scales)
     assert (values.dtype, scales.dtype, scales.shape) == (np.int8, np.float16, (ROWS, 2))
-    assert np.abs(values.astype(int)).max() == LARGEST[bits]
+    assert np.abs(values.astype(int)).max() == largest_value(bits)
     each = np.repeat(scales.astype(np.float32), 128, axis=1)[:, :COLUMNS]
     np.testing.assert_array_equal(values * each, np.asarray(result.weight))
 
@@ -132,7 +132,7 @@ def test_clipping_costs_no_more_than_none(structure: Structure, bits: int) -> No
     for block in (slice(0, 128), slice(128, COLUMNS)):
         whole = weight[:, block]
         top = np.abs(whole).max(axis=1, keepdims=True)
-        plain = (top / LARGEST[bits]).astype(np.float16).astype(np.float32)
+        plain = (top / largest_value(bits)).astype(np.float16).astype(np.float32)
         rounded = np.round(whole / np.where(plain > 0, plain, np.inf)) * plain
         ours = np.square(np.asarray(result.weight)[:, block] - whole).sum(axis=1)
         assert (ours <= np.square(rounded - whole).sum(axis=1) * 1.00001).all()
