@@ -41,6 +41,8 @@ def command(
 
 def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
     """What `info --json` prints; stored_bytes are those of all files."""
+    from endor_jax.store.destination import taken_bytes
+
     rows = [
         {
             "name": f"{record.name}.{name}",
@@ -56,7 +58,7 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
     stats = [stats for record in manifest.records for stats in record.stats.values()]
     elements = sum(s.elements for s in stats)
     dense = sum(manifest.layout(record).dense_bytes for record in manifest.records)
-    stored = files_bytes(path)
+    stored = taken_bytes(path)
     layers = [record for record in manifest.records if record.name.startswith("layers.")]
     return {
         "layers": len(layers),
@@ -72,7 +74,9 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
 
 def files_bytes(path: Path) -> int:
     """Bytes of all files of a checkpoint."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    from endor_jax.store.destination import taken_bytes
+
+    return taken_bytes(path)
 
 
 def _readable(name: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from endor_jax.evaluate.divergence import TokenFigures, compare_tokens, logits_b
 from endor_jax.evaluate.perplexity import Perplexity, check_blocks, of_losses, standard_error
 from endor_jax.format.stats import TensorStats
 from endor_jax.generate.model import Model, load
+from endor_jax.store.destination import taken_bytes
 from endor_jax.store.manifest import Manifest, read_manifest
 from endor_jax.streaming.budget import budgets, default_device
 
@@ -105,7 +106,7 @@ def compare(
     sides = [
         Side(
             of_losses(losses.ravel()),
-            _files_bytes(path),
+            taken_bytes(path),
             sizes.sparsity,
             sizes.stored_bytes / sizes.elements,
             rate,
@@ -172,11 +173,6 @@ def _tokens_per_second(model: Model, prompt: list[int], count: int) -> float | N
     if count == 0:
         return None
     return model.complete(prompt, max_tokens=count).statistics.generation_tokens_per_second
-
-
-def _files_bytes(path: Path) -> int:
-    """Bytes of all files of a checkpoint."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _different(paths: tuple[Path, Path], got: str, expected: str) -> InvalidInputError:
