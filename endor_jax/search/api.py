@@ -20,7 +20,7 @@ from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.conversion.survey import Progress
 from endor_jax.errors import DestinationExistsError
 from endor_jax.search.limit import check_asked
-from endor_jax.search.result import Search, Try, holds, to_json
+from endor_jax.search.result import Quality, Search, Try, holds, to_json
 from endor_jax.search.run import Task, run_search
 from endor_jax.search.text import search_text
 from endor_jax.search.workplace import Workplace, is_finished, tries_in
@@ -74,15 +74,7 @@ def highest_sparsity(
         task = Task(opened.path, target, settings, max_increase, text, report)
         job = _job(opened, task)
     with Workplace(work, job, resume=resume) as place:
-        if _moved(place, target):
-            assert place.best is not None
-            assert place.check is not None
-            chosen, check = place.best, place.check
-        else:
-            if place.check is None or not holds(place.check, max_increase):
-                _check_free(target)
-            place.check_best()
-            chosen, check = run_search(task, place)
+        chosen, check = _searched(task, place)
         assert place.dense_bytes is not None
         search = Search(target, max_increase, place.dense_bytes, place.tries, chosen, check)
         _move(place, search)
@@ -112,6 +104,18 @@ def _job(source: Source, task: Task) -> dict[str, Any]:
         "text": task.text.described | {"scored": len(task.text.search)},
         "source": found,
     }
+
+
+def _searched(task: Task, place: Workplace) -> tuple[Try, Quality]:
+    """The best try and the check of it, searched for unless an interrupted search had them already."""
+    if _moved(place, task.destination):
+        assert place.best is not None
+        assert place.check is not None
+        return place.best, place.check
+    if place.check is None or not holds(place.check, task.max_increase):
+        _check_free(task.destination)
+    place.check_best()
+    return run_search(task, place)
 
 
 def _move(place: Workplace, search: Search) -> None:
