@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from endor_jax.conversion.paths import check_apart
 from endor_jax.conversion.prepare import source_digest
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.conversion.survey import Progress
+from endor_jax.conversion.survey import Progress, Survey
 from endor_jax.errors import DestinationExistsError
 from endor_jax.search.limit import check_asked
 from endor_jax.search.result import Quality, Search, Try, holds, to_json
@@ -45,6 +46,7 @@ def highest_sparsity(
     scored_blocks: int = SCORED_BLOCKS,
     resume: bool = True,
     progress: Progress | None = None,
+    announce: Callable[[Survey], None] | None = None,
 ) -> Search:
     """Converts `source` to the sparsest checkpoint, in whole percents up to 95, whose perplexity is at most
     `max_increase` (0.05: 5 %) above that of the dense model.
@@ -53,9 +55,11 @@ def highest_sparsity(
     nothing. The dense model is the source in the same dtype, whatever the codec is. scored_blocks: of the
     calibration's text, behind those for calibration: so many to search with, and as many others for the check
     at the end. resume: go on with what an interrupted search of the same source, settings, limit and text has
-    left in `destination`.search. progress: called with (what, done, total).
+    left in `destination`.search. progress: called with (what, done, total). announce: called at most once, with
+    the survey of the first try that is converted, before it is written.
     `destination`.search.json has what is returned; `destination`.search is gone at the end. There are at most
-    two checkpoints on disk at a time.
+    two checkpoints on disk at a time. The survey bounds the memory of converting; scoring takes what `load`
+    takes by default: as much of a checkpoint as fits is kept in up to 90 % of the memory that is free.
     Raises QualityError if no sparsity holds, or if the best one does not hold on the text of the check (then
     nothing is at `destination`), OptionError for settings that leave nothing to search, InvalidInputError for
     a text of too few blocks, DestinationExistsError, DestinationBusyError, ResumeError (what was interrupted
@@ -71,7 +75,7 @@ def highest_sparsity(
         _check_free(target)
     with open_source(Path(source)) as opened:
         text = search_text(opened, settings.calibration, scored_blocks)
-        task = Task(opened.path, target, settings, max_increase, text, report)
+        task = Task(opened.path, target, settings, max_increase, text, report, announce)
         job = _job(opened, task)
     with Workplace(work, job, resume=resume) as place:
         chosen, check = _searched(task, place)

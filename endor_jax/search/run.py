@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 
 from endor_jax.conversion.pipeline import run_conversion
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.conversion.survey import Progress
+from endor_jax.conversion.survey import Progress, Survey
 from endor_jax.errors import QualityError
 from endor_jax.search.bisection import LOWEST, next_percent
 from endor_jax.search.result import Quality, Try, holds
@@ -22,7 +23,7 @@ from endor_jax.store.destination import taken_bytes
 
 @dataclass(frozen=True)
 class Task:
-    """What is searched, settled before anything is written."""
+    """What is searched, settled before anything is written. announce: for the first try's survey."""
 
     source: Path
     destination: Path
@@ -30,6 +31,7 @@ class Task:
     max_increase: float
     text: SearchText
     report: Progress
+    announce: Callable[[Survey], None] | None
 
 
 def run_search(task: Task, place: Workplace) -> tuple[Try, Quality]:
@@ -38,13 +40,17 @@ def run_search(task: Task, place: Workplace) -> tuple[Try, Quality]:
     Raises QualityError if no sparsity holds, or if the best one does not hold on the text of the check.
     """
     if place.dense_bytes is None:
-        losses = _losses(task, "dense", place.dense_path, _dense_settings(task.settings), task.text.blocks)
+        _convert(task, "dense", place.dense_path, settings=_dense_settings(task.settings))
+        losses = _scored(task, "dense", place.dense_path, task.text.blocks)
         place.add_dense(losses, stored_bytes=taken_bytes(place.dense_path))
     dense, half = place.dense_losses(), len(task.text.search)
+    announce = task.announce
     while (percent := next_percent(place.held)) is not None:
         name, path = f"try {len(place.tries) + 1}: {percent} %", place.try_path(percent)
         settings = replace(task.settings, sparsity=percent / 100)
-        quality = quality_of(_losses(task, name, path, settings, task.text.search), dense[:half])
+        if _convert(task, name, path, settings=settings, announce=announce):
+            announce = None  # calibrating takes as much at any sparsity
+        quality = quality_of(_scored(task, name, path, task.text.search), dense[:half])
         place.add_try(Try(percent, quality, taken_bytes(path), holds(quality, task.max_increase)))
     best = place.best
     if best is None:
@@ -59,17 +65,23 @@ def run_search(task: Task, place: Workplace) -> tuple[Try, Quality]:
     return best, place.check
 
 
-def _losses(
-    task: Task, name: str, path: Path, settings: ConvertSettings, blocks: Int[np.ndarray, "blocks length"]
-) -> Float[np.ndarray, "blocks targets"]:
-    """Converts the source to `path`, unless that is done, and scores it."""
+def _convert(
+    task: Task,
+    name: str,
+    path: Path,
+    *,
+    settings: ConvertSettings,
+    announce: Callable[[Survey], None] | None = None,
+) -> bool:
+    """Converts the source to `path`; False if that was done already."""
 
     def converting(what: str, done: int, total: int) -> None:
         task.report(f"{name}, {what}", done, total)
 
-    if not is_finished(path):
-        run_conversion(task.source, path, settings=settings, progress=converting)
-    return _scored(task, name, path, blocks)
+    if is_finished(path):
+        return False
+    run_conversion(task.source, path, settings=settings, progress=converting, announce=announce)
+    return True
 
 
 def _scored(

@@ -47,10 +47,18 @@ class Faked:
         return SearchText(np.repeat(numbers[:, None], LENGTH, axis=1), {"text": text.path, "seed": text.seed})
 
     def convert(
-        self, source: Path, path: Path, *, settings: ConvertSettings, progress: Callable[..., None]
+        self,
+        source: Path,
+        path: Path,
+        *,
+        settings: ConvertSettings,
+        progress: Callable[..., None],
+        announce: Callable[..., None] | None,
     ) -> None:
         """Like the true one it leaves a journal when it is interrupted, and goes on from that."""
         assert not (path / MANIFEST_FILE).exists() or (path / JOURNAL_FILE).exists(), "it was done already"
+        if announce is not None:
+            announce(path.name)
         progress("encoding", 1, 2)
         path.mkdir(parents=True, exist_ok=True)
         (path / JOURNAL_FILE).write_text("half done")

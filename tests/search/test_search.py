@@ -72,6 +72,22 @@ def test_progress_says_which_try_it_is(source, tmp_path, faked):
     assert names[-1] == "check: 47 %, scoring"
 
 
+def test_the_first_try_of_a_run_is_announced_and_nothing_else(source, tmp_path, faked):
+    announced = []
+
+    def stop_after_two_tries() -> None:
+        if faked.converted == ["dense", "0.50", "0.25"]:
+            raise KeyboardInterrupt
+
+    faked.before = stop_after_two_tries
+    with pytest.raises(KeyboardInterrupt):
+        search(source, tmp_path / "dst", announce=announced.append)
+    assert announced == ["0.50"]
+    faked.before = lambda: None
+    search(source, tmp_path / "dst", announce=announced.append)  # 25 % is converted but not scored
+    assert announced == ["0.50", "0.37"]
+
+
 def test_a_limit_accepts_what_is_equal_to_it_and_never_nan(source, tmp_path, faked):
     equal = Quality(10.0, 9.0, 0.05, 0.001, 100)
     assert holds(equal, 0.05)

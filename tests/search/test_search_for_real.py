@@ -66,9 +66,11 @@ def test_wanda_gives_what_converting_to_that_sparsity_gives(source, text, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         highest_sparsity(source, tmp_path / "dst", progress=stop, **asked)
     assert (tmp_path / "dst.search" / "0.50" / "endor.journal").exists()
-    found = highest_sparsity(source, tmp_path / "dst", **asked)
+    announced = []
+    found = highest_sparsity(source, tmp_path / "dst", announce=announced.append, **asked)
     assert [each.percent for each in found.tries] == [50]
     assert not (tmp_path / "dst.search").exists()
+    assert [set(survey.sparsities.values()) for survey in announced] == [{0.5}]
     run_conversion(source, tmp_path / "by hand", settings=replace(settings, sparsity=0.5))
     assert contents(tmp_path / "dst") == contents(tmp_path / "by hand")
     assert found.chosen.stored_bytes == sum(map(len, contents(tmp_path / "dst").values()))
@@ -144,7 +146,7 @@ def test_a_search_that_finds_nothing_shows_its_tries_and_ends_with_1(source, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "--max-perplexity-increase: got it without --prune, expected a pruning method"),
+        ((), "max perplexity increase: got it without pruning, expected a pruning method"),
         (("--prune", "wanda", "--sparsity", "0.3"), "--max-perplexity-increase: got --sparsity 0.3 too"),
         (("--prune", "wanda", "--dry-run"), "--max-perplexity-increase: got --dry-run too"),
         (("--prune", "wanda", "--mask-structure", "2:4"), "max perplexity increase: got it with structure="),
