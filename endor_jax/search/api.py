@@ -55,8 +55,8 @@ def highest_sparsity(
     nothing. The dense model is the source in the same dtype, whatever the codec is. scored_blocks: of the
     calibration's text, behind those for calibration: so many to search with, and as many others for the check
     at the end. resume: go on with what an interrupted search of the same source, settings, limit and text has
-    left in `destination`.search. progress: called with (what, done, total). announce: called at most once, with
-    the survey of the first try that is converted, before it is written.
+    left in `destination`.search. progress: called with (what, done, total). announce: called at most once,
+    with the survey of the first try that is converted, before it is written.
     `destination`.search.json has what is returned; `destination`.search is gone at the end. There are at most
     two checkpoints on disk at a time. The survey bounds the memory of converting; scoring takes what `load`
     takes by default: as much of a checkpoint as fits is kept in up to 90 % of the memory that is free.
