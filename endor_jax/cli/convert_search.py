@@ -24,13 +24,6 @@ def limit_of(text: str, *, prune: str, sparsity: float | None, dry_run: bool) ->
     from endor_jax.search.limit import parse_increase
 
     limit = parse_increase(text)
-    if prune == "none":
-        raise OptionError(
-            OPTION,
-            got="it without --prune",
-            expected="a pruning method, whose sparsity is searched",
-            fix="add --prune sparsegpt, for example",
-        )
     if sparsity is not None:
         raise OptionError(
             OPTION,
