@@ -57,7 +57,7 @@ class Comparison:
 
     ratio: perplexity of b over that of a; ratio_standard_error: from the losses of both token by token, much
     smaller than what the errors of the two perplexities would give. agreement: share of tokens for which both
-    think the same token the likeliest.
+    think the same token the likeliest. What a broken model makes of them may not be finite.
     """
 
     a: Side
@@ -149,20 +149,24 @@ def layer_matrices(manifest: Manifest) -> TensorStats:
 
 def _summary(a: Side, b: Side, figures: TokenFigures) -> Comparison:
     kl = figures.divergence.astype(np.float64).ravel()
-    difference = (figures.losses_b.astype(np.float64) - figures.losses_a).ravel()
-    ratio = float(np.exp(difference.mean()))
-    return Comparison(
-        a=a,
-        b=b,
-        divergence=Divergence(
+    # A model that pruning broke may have losses that are no numbers; its figures say so, in silence.
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = (figures.losses_b.astype(np.float64) - figures.losses_a).ravel()
+        ratio = float(np.exp(difference.mean()))
+        ratio_standard_error = ratio * standard_error(difference)
+        divergence = Divergence(
             mean=float(kl.mean()),
             standard_error=standard_error(kl),
             median=float(np.median(kl)),
             percentile_99=float(np.percentile(kl, 99)),
-        ),
+        )
+    return Comparison(
+        a=a,
+        b=b,
+        divergence=divergence,
         agreement=float(figures.agrees.mean()),
         ratio=ratio,
-        ratio_standard_error=ratio * standard_error(difference),
+        ratio_standard_error=ratio_standard_error,
         tokens=kl.size,
         figures=figures,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
 
 from endor_jax.errors import InvalidInputError
 from endor_jax.generate.model import Model
@@ -47,6 +47,19 @@ def perplexity_of_blocks(
     progress: called with (blocks done, blocks in all). Raises InvalidInputError for no blocks, or for blocks
     below two tokens or longer than the context.
     """
+    return of_losses(losses_of_blocks(model, blocks, progress=progress).ravel())
+
+
+def losses_of_blocks(
+    model: Model,
+    blocks: Int[np.ndarray, "blocks length"],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "blocks targets"]:
+    """Float32 negative log-likelihoods, in nats, of the tokens that `perplexity_of_blocks` scores.
+
+    progress, and what is raised: as there.
+    """
     check_blocks(blocks)
     at_once = model.sequences_per_pass(blocks.shape[1])
     losses: list[np.ndarray] = []
@@ -54,7 +67,7 @@ def perplexity_of_blocks(
         if progress is not None:
             progress(first, len(blocks))
         losses += model.losses(blocks[first : first + at_once])
-    return of_losses(np.concatenate(losses))
+    return np.stack(losses)
 
 
 def ordered_blocks(token_ids: Sequence[int], length: int) -> Int[np.ndarray, "blocks length"]:
@@ -86,10 +99,11 @@ def check_blocks(blocks: Int[np.ndarray, "blocks length"]) -> None:
 
 
 def of_losses(losses: Num[np.ndarray, " tokens"]) -> Perplexity:
-    """The perplexity of tokens whose negative log-likelihoods these are."""
+    """The perplexity of tokens whose negative log-likelihoods these are; not finite for a broken model."""
     each = losses.astype(np.float64)
-    value = float(np.exp(each.mean()))
-    return Perplexity(value, value * standard_error(each), each.size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = float(np.exp(each.mean()))
+        return Perplexity(value, value * standard_error(each), each.size)
 
 
 def standard_error(values: Num[np.ndarray, " tokens"]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from endor_jax.evaluate.perplexity import of_losses, standard_error
+from endor_jax.evaluate.perplexity import losses_of_blocks, of_losses, standard_error
 from endor_jax.generate.model import load
 from endor_jax.memory import give_back
 from endor_jax.search.result import Quality
@@ -25,13 +25,9 @@ def block_losses(
     progress: called with (blocks done, blocks in all). Raises what `load` raises.
     """
     with load(path, context=blocks.shape[1], batch=BATCH) as model:
-        at_once = model.sequences_per_pass(blocks.shape[1])
-        losses: list[np.ndarray] = []
-        for first in range(0, len(blocks), at_once):
-            progress(first, len(blocks))
-            losses += model.losses(blocks[first : first + at_once])
+        losses = losses_of_blocks(model, blocks, progress=progress)
     give_back()
-    return np.stack(losses)
+    return losses
 
 
 def quality_of(

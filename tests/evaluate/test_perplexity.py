@@ -7,7 +7,14 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.errors import InvalidInputError
-from endor_jax.evaluate.perplexity import ordered_blocks, perplexity, perplexity_of_blocks
+from endor_jax.evaluate.finite import finite
+from endor_jax.evaluate.perplexity import (
+    losses_of_blocks,
+    of_losses,
+    ordered_blocks,
+    perplexity,
+    perplexity_of_blocks,
+)
 from tests.tiny_models import write_tiny
 
 
@@ -77,6 +84,22 @@ def test_blocks_score_as_their_tokens_do(model):
 def test_blocks_without_a_target(model, shape, message):
     with pytest.raises(InvalidInputError, match=message):
         perplexity_of_blocks(model, np.zeros(shape, np.int32))
+
+
+def test_losses_of_blocks_are_those_of_the_model(model):
+    blocks = np.random.default_rng(2).integers(0, 320, (3, 10)).astype(np.int32)
+    found = losses_of_blocks(model, blocks)
+    assert (found.dtype, found.shape) == (np.float32, (3, 9))
+    np.testing.assert_allclose(found, np.stack(model.losses(blocks)), rtol=1e-6)
+    assert perplexity_of_blocks(model, blocks) == of_losses(found.ravel())
+
+
+@pytest.mark.parametrize("losses", [[1000.0, 1000.0], [np.inf, 1.0], [np.nan, 1.0], [np.inf, np.nan]])
+def test_a_broken_model_has_a_perplexity_that_is_not_finite_and_null_in_json(losses):
+    result = of_losses(np.array(losses, np.float32))  # without a warning, which would be an error here
+    assert not np.isfinite(result.value)
+    values = {"inside": {"value": result.value, "tokens": result.tokens}, "data": "inf", "none": None}
+    assert finite(values) == {"inside": {"value": None, "tokens": 2}, "data": "inf", "none": None}
 
 
 def test_progress_counts_blocks(model):
