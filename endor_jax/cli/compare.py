@@ -77,9 +77,11 @@ def command(
 
 
 def comparison_values(result: Comparison, *, paths: tuple[str, str]) -> dict[str, Any]:
-    """A comparison as JSON."""
+    """A comparison as JSON; null where a number is not finite."""
+    from endor_jax.evaluate.finite import finite
+
     divergence = result.divergence
-    return {
+    values = {
         "a": {"path": paths[0], **_side_values(result.a)},
         "b": {"path": paths[1], **_side_values(result.b)},
         "divergence": {
@@ -93,6 +95,7 @@ def comparison_values(result: Comparison, *, paths: tuple[str, str]) -> dict[str
         "ratio_standard_error": result.ratio_standard_error,
         "tokens": result.tokens,
     }
+    return finite(values)
 
 
 def _side_values(side: Side) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def command(
 ) -> None:
     """Perplexity on a text, with its standard error, in one pass over the layers per batch of blocks."""
     from endor_jax.cli.blocks import choice_of, token_blocks, tokenizer_at
+    from endor_jax.evaluate.finite import finite
     from endor_jax.evaluate.perplexity import perplexity_of_blocks
     from endor_jax.generate.model import load
 
@@ -51,14 +52,12 @@ def command(
                 model, chosen, progress=lambda done, total: progress("scoring", done, total)
             )
     if as_json:
-        output.json(
-            {
-                "perplexity": result.value,
-                "standard_error": result.standard_error,
-                "tokens": result.tokens,
-                **choice.values,
-            }
-        )
+        figures = {
+            "perplexity": result.value,
+            "standard_error": result.standard_error,
+            "tokens": result.tokens,
+        }
+        output.json(finite(figures) | choice.values)
     else:
         value = f"{result.value:.3f} ± {result.standard_error:.3f}"
         output.line(f"perplexity {value} ({result.tokens:,} tokens: {choice})")

@@ -11,8 +11,11 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.bench.plot_compare import plot_comparison
+from endor_jax.evaluate import compare as compare_module
 from endor_jax.evaluate.compare import compare
+from endor_jax.evaluate.divergence import TokenFigures
 from endor_jax.evaluate.perplexity import perplexity_of_blocks
+from endor_jax.generate.model import Model
 from endor_jax.text import load_tokenizer
 from endor_jax.text.blocks import shuffled_blocks
 from endor_jax.text.corpus import read_corpus
@@ -122,6 +125,35 @@ def test_perplexity_of_chosen_blocks(run_command, checkpoint, text, blocks):
     assert result["perplexity"] == pytest.approx(expected.value)
     assert result["tokens"] == 63 * (last - first)
     assert (result["blocks"], result["seed"]) == ([first, last if blocks[-1] != ":" else None], 0)
+
+
+def test_figures_of_a_broken_model_are_null(run_command, dense, checkpoint, text, monkeypatch):
+    def losses(self, blocks):
+        return [np.full(len(block) - 1, 1000, np.float32) for block in blocks]
+
+    def figures(a, b, blocks, *, progress):
+        shape = len(blocks), blocks.shape[1] - 1
+        lost, none = np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32)
+        return TokenFigures(lost, none, np.full(shape, np.inf, np.float32), np.zeros(shape, bool))
+
+    monkeypatch.setattr(Model, "losses", losses)
+    monkeypatch.setattr(compare_module, "compare_tokens", figures)
+    options = ("--data", text, "--sequence-length", "64", "--blocks", "3:5", "--json")
+    result = strictly(run_command("perplexity", checkpoint, *options).stdout)
+    assert (result["perplexity"], result["standard_error"], result["tokens"]) == (None, None, 126)
+    done = run_command("compare", dense, checkpoint, *options, "--generated-tokens", "0")
+    result = strictly(done.stdout)
+    assert (result["ratio"], result["b"]["perplexity"], result["a"]["perplexity"]) == (None, None, 1.0)
+    assert set(result["divergence"].values()) == {None}
+
+
+def strictly(text: str) -> dict:
+    """JSON without what only Python reads as JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def test_without_a_file_the_text_that_is_always_there(run_command, checkpoint):
