@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     import numpy as np
 
+    from endor_jax.cli.console import Output
     from endor_jax.text import Tokenizer
 
 Data = Annotated[
@@ -98,6 +99,42 @@ def token_blocks(choice: Choice, tokenizer: Tokenizer) -> np.ndarray:
     first = choice.first or 0
     count = None if choice.last is None else choice.last - first
     return shuffled_blocks(ids, choice.sequence_length, seed=choice.seed, first=first, count=count)
+
+
+def note_calibration(checkpoint: str, choice: Choice, output: Output) -> None:
+    """Says on stderr if the chosen blocks may be among those that a checkpoint was calibrated with.
+
+    Raises what reading its manifest raises.
+    """
+    from endor_jax.store.manifest import read_manifest
+
+    calibration = read_manifest(Path(checkpoint)).made.get("calibration")
+    if (options := unseen_options(calibration, choice)) is not None:
+        output.notes.print(
+            f"{checkpoint}: some of this text was calibrated with: {options} leaves it out", style="dim"
+        )
+
+
+def unseen_options(calibration: object, choice: Choice) -> str | None:
+    """The options that leave out what a checkpoint was calibrated with; None if the choice does already.
+
+    calibration: as `made` in the manifest describes it, None without one; what another program has put there
+    says nothing. Files are told apart by their names alone: a checkpoint moves from machine to machine.
+    Blocks of another length or shuffle may overlap anywhere.
+    """
+    match calibration:
+        case {"text": str(text), "blocks": int(blocks), "length": int(length), "seed": int(seed)}:
+            pass
+        case _:
+            return None
+    if Path(text).name != Path(choice.values["data"]).name:
+        return None
+    same = (length, seed) == (choice.sequence_length, choice.seed)
+    if same and (choice.first or 0) >= blocks:
+        return None
+    options = f"--blocks {blocks}:"
+    options += f" --seed {seed}" if seed != (choice.seed or 0) else ""
+    return options + (f" --sequence-length {length}" if length != choice.sequence_length else "")
 
 
 def tokenizer_at(checkpoint: str) -> Tokenizer:

@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Perplexity, KL divergence per token, agreement, bytes and tokens per second of two checkpoints."""
     from endor_jax.bench.plots import check_plot
-    from endor_jax.cli.blocks import choice_of, token_blocks, tokenizer_at
+    from endor_jax.cli.blocks import choice_of, note_calibration, token_blocks, tokenizer_at
     from endor_jax.evaluate.compare import compare
 
     if plot is not None:
@@ -52,6 +52,8 @@ def command(
     output = Output(as_json, quiet, verbose)
     choice = choice_of(data, sequence_length, blocks=blocks, seed=seed)
     chosen = token_blocks(choice, tokenizer_at(a))
+    for checkpoint in (a, b):
+        note_calibration(checkpoint, choice, output)
     with output.progress() as progress:
         result = compare(
             a,

@@ -31,7 +31,7 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Perplexity on a text, with its standard error, in one pass over the layers per batch of blocks."""
-    from endor_jax.cli.blocks import choice_of, token_blocks, tokenizer_at
+    from endor_jax.cli.blocks import choice_of, note_calibration, token_blocks, tokenizer_at
     from endor_jax.evaluate.finite import finite
     from endor_jax.evaluate.perplexity import perplexity_of_blocks
     from endor_jax.generate.model import load
@@ -39,6 +39,7 @@ def command(
     output = Output(as_json, quiet, verbose)
     choice = choice_of(data, sequence_length, blocks=blocks, seed=seed)
     chosen = token_blocks(choice, tokenizer_at(checkpoint))
+    note_calibration(checkpoint, choice, output)
     with load(
         checkpoint,
         device_memory=device_memory,
