@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,16 @@ class Faked:
     ) -> None:
         """Like the true one it leaves a journal when it is interrupted, and goes on from that."""
         assert not (path / MANIFEST_FILE).exists() or (path / JOURNAL_FILE).exists(), "it was done already"
-        if announce is not None:
-            announce(path.name)
+        percent = 0 if settings.sparsity is None else round(100 * settings.sparsity)
         progress("encoding", 1, 2)
+        if announce is not None:
+            expected = SimpleNamespace(stored_bytes=100 - percent)
+            announce(SimpleNamespace(expected=expected, expected_peak_host_bytes=2**30))
         path.mkdir(parents=True, exist_ok=True)
         (path / JOURNAL_FILE).write_text("half done")
         others = {each.name for each in path.parent.iterdir() if each.is_dir()} - {path.name}
         assert len(others) <= 1, f"more than two checkpoints on disk: {others}"
         self.before()
-        percent = 0 if settings.sparsity is None else round(100 * settings.sparsity)
         (path / MANIFEST_FILE).write_text(json.dumps(percent))
         self.before()
         (path / JOURNAL_FILE).unlink()

@@ -82,10 +82,10 @@ def test_the_first_try_of_a_run_is_announced_and_nothing_else(source, tmp_path, 
     faked.before = stop_after_two_tries
     with pytest.raises(KeyboardInterrupt):
         search(source, tmp_path / "dst", announce=announced.append)
-    assert announced == ["0.50"]
+    assert [each.expected.stored_bytes for each in announced] == [50]
     faked.before = lambda: None
     search(source, tmp_path / "dst", announce=announced.append)  # 25 % is converted but not scored
-    assert announced == ["0.50", "0.37"]
+    assert [each.expected.stored_bytes for each in announced] == [50, 100 - 37]
 
 
 def test_a_limit_accepts_what_is_equal_to_it_and_never_nan(source, tmp_path, faked):
