@@ -1,4 +1,7 @@
-"""`endor bench pruning`: a grid of cells, a record that grows, a picture, the tables of a document."""
+"""`endor bench pruning`: a grid of cells, a record that grows, a picture, the tables of a document.
+
+`python -m tests.bench.test_bench_pruning` writes the tables of docs/pruning.md anew from its records.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,9 @@ from endor_jax.errors import InvalidInputError, OptionError, ResumeError
 from endor_jax.evaluate.compare import compare
 from tests.tiny_models import LLAMA, write_tiny
 
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "pruning.md"
+TABLES = re.compile(r"(<!-- from (benchmarks/\S+\.json) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SMALL = ["--calibration-blocks", "2", "--evaluation-blocks", "3", "--divergence-blocks", "2"]
 drawing = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="no matplotlib (pip install 'endor_jax[plot]')"
@@ -264,3 +270,23 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path: Path):
         plot = tmp_path / f"{number}.svg"
         plot_pruning(record, plot)
         assert plot.read_bytes().startswith(b"<?xml")
+
+
+def tables_from_records() -> str:
+    """The document, with the tables that its records give."""
+
+    def filled(found: re.Match[str]) -> str:
+        record = read_record(DOCUMENT.parent / found[2])
+        assert record is not None, found[2]
+        return f"{found[1]}{record_markdown(record)}{found[4]}"
+
+    return TABLES.sub(filled, DOCUMENT.read_text())
+
+
+def test_the_tables_of_the_document_are_those_of_its_records():
+    assert len(TABLES.findall(DOCUMENT.read_text())) == 2
+    assert tables_from_records() == DOCUMENT.read_text(), "python -m tests.bench.test_bench_pruning"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(tables_from_records())
