@@ -9,6 +9,7 @@ import typer
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
 from endor_jax.cli.convert_search import limit_of, search
 from endor_jax.cli.info import files_bytes
+from endor_jax.errors import OptionError
 
 if TYPE_CHECKING:
     from endor_jax.conversion.pipeline import Conversion
@@ -69,11 +70,15 @@ def command(
         str | None,
         typer.Option(metavar="FILE", help="Text or JSONL to calibrate with. Default: Python's help texts."),
     ] = None,
-    calibration_blocks: Annotated[int, typer.Option(min=1, help="Blocks of that text.")] = 64,
+    calibration_blocks: Annotated[
+        int | None, typer.Option(min=1, help="Blocks of that text; 64 unless given.")
+    ] = None,
     calibration_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a block; 512 if the model has so many positions.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which blocks of the text are taken.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Which blocks of the text are taken; 0 unless given.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted conversion left.")
     ] = True,
@@ -103,8 +108,16 @@ def command(
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,
-        calibration=CalibrationText(calibration, calibration_blocks, calibration_length, seed),
+        calibration=CalibrationText(calibration, calibration_blocks or 64, calibration_length, seed or 0),
     )
+    asked = {
+        "--calibration": calibration,
+        "--calibration-blocks": calibration_blocks,
+        "--calibration-length": calibration_length,
+        "--seed": seed,
+    }
+    if limit is None and not settings.calibrated:
+        _refuse_unused(asked, prune)
     if limit is not None:
         search(output, source, destination, settings=settings, limit=limit, resume=resume)
         return
@@ -129,6 +142,18 @@ def command(
         output.json(result)
     else:
         _print(output, result)
+
+
+def _refuse_unused(asked: dict[str, Any], prune: str) -> None:
+    """Raises OptionError for what was asked of a calibration that there is none of."""
+    for option, value in asked.items():
+        if value is not None:
+            raise OptionError(
+                option,
+                got=f"{value} with --prune {prune}",
+                expected="a method that looks at a text",
+                fix="leave it out, or choose another method",
+            )
 
 
 def _expected(survey: Survey) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Activations:
         self._directory = directory
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115, closed by close
-            os.ftruncate(self._file.fileno(), self.size_bytes)
+            os.posix_fallocate(self._file.fileno(), 0, self.size_bytes)  # no surprise in the middle
         except OSError as error:
             raise self._refused(error) from error
 
@@ -43,9 +43,14 @@ class Activations:
         """Blocks first, ..., first + count − 1, in memory of their own."""
         values = np.empty((count, *self.shape[1:]), np.float32)
         rest, position = values.data.cast("B"), 4 * first * self._block_elements
-        while rest:
-            read = os.preadv(self._file.fileno(), [rest], position)
-            rest, position = rest[read:], position + read
+        try:
+            while rest:
+                read = os.preadv(self._file.fileno(), [rest], position)
+                if read == 0:
+                    raise OSError("the file ends early")
+                rest, position = rest[read:], position + read
+        except OSError as error:
+            raise self._refused(error) from error
         return values
 
     def write(self, first: int, values: Float[np.ndarray, "count length hidden"]) -> None:

@@ -21,6 +21,7 @@ from endor_jax.conversion.activations import Activations
 from endor_jax.conversion.forward import Statistics, layer_step, statistics_step, stem_step
 from endor_jax.conversion.methods import Stored, no_sums, pruned_matrices
 from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.format.quantise import Quantised, dequantise
 from endor_jax.format.values import Codec
@@ -67,15 +68,21 @@ class Calibration:
         result: dict[str, Stored] = {name: array for name, array in arrays.items() if name not in inputs}
         for first in list(sums):
             names = [name for name in inputs if inputs[name] == first]
-            done = (len(result) - len(arrays) + len(inputs)) / len(inputs)
+            done = sum(name in result for name in inputs) / len(inputs)
             self._note(record, "pruning", _MEASURING + done * _PRUNING)
-            result |= pruned_matrices(
-                {name: arrays[name] for name in names},
-                sums.pop(first),
-                settings=self._settings,
-                sparsity=sparsity,
-                codecs={name: _codec(layout, name) for name in names},
-            )
+            try:
+                result |= pruned_matrices(
+                    {name: arrays[name] for name in names},
+                    sums.pop(first),
+                    settings=self._settings,
+                    sparsity=sparsity,
+                    codecs={name: _codec(layout, name) for name in names},
+                )
+            except InvalidInputError as error:  # a method knows numbers, not whose they are
+                where = f"{record} ({', '.join(names)}): {error.where}"
+                raise InvalidInputError(
+                    where, got=error.got, expected=error.expected, fix=error.fix
+                ) from error
         return result
 
     def _statistics(self, record: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
@@ -87,6 +94,8 @@ class Calibration:
             self._note(record, "measuring", share * _MEASURING)
             unpruned = None if self._unpruned is None else self._unpruned.read(first, count)
             sums = statistics_step(self._decoder, params, self._hidden.read(first, count), sums, unpruned)
+            # Or the hidden states of many steps would wait in memory for the first to be done.
+            jax.block_until_ready(sums)
         return sums
 
     def advance(self, record: str, stored: Mapping[str, Stored], unpruned: Mapping[str, np.ndarray]) -> None:

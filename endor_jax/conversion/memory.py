@@ -9,6 +9,7 @@ either a step of the model or the largest matrix in work needs. Pages that the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from endor_jax.conversion.calibrate import step_blocks
 from endor_jax.conversion.estimate import stored_info
@@ -26,6 +27,8 @@ COMPILING_BYTES = 192 * 2**20
 MATRIX_COPIES, PRODUCT_COPIES, SCORE_COPIES = 6, 4, 3
 """Arrays of a matrix's size, of its products' size and of the attention scores' size that are there at
 once."""
+WHOLE_MATRIX_BYTES = 24
+"""For each element of a matrix that is pruned by magnitude as a whole, not a block of rows at a time."""
 GGUF_COPIES = 2.5
 """Of an array that is not stored as it is read: its blocks, groups of rows expanded, and the whole. `gguf`
 holds all three for a moment; blocks are half as large at most."""
@@ -33,20 +36,26 @@ _GGUF_FLOAT32 = 0
 
 
 def peak_bytes(
-    source: Source, names: Mapping[str, Mapping[str, str]], expected: Manifest, *, dtype: str | None
+    source: Source,
+    names: Mapping[str, Mapping[str, str]],
+    expected: Manifest,
+    *,
+    settings: ConvertSettings,
 ) -> int:
     """A bound on the peak resident memory of this process, if it converts `source` as planned.
 
-    names: of the source, by record and tensor. expected: the manifest to expect. dtype: of the settings.
+    names: of the source, by record and tensor. expected: the manifest to expect.
     """
     give_back()  # what the survey has freed
-    most = 0
+    most, whole = 0, settings.prune == "magnitude" and settings.mask_structure.scope == "matrix"
     for record in expected.records:
         held = 0
         for name in names[record.name].values():
-            read, stored = source.tensors[name], stored_info(source, name, dtype)
-            cast = stored.nbytes if stored.dtype != read.dtype else 0
-            most = max(most, held + max(_reading_bytes(source, name), read.nbytes + cast))
+            read, stored = source.tensors[name], stored_info(source, name, settings.dtype)
+            work = stored.nbytes if stored.dtype != read.dtype else 0
+            if whole and record.name.startswith("layers."):
+                work += WHOLE_MATRIX_BYTES * prod(stored.shape)
+            most = max(most, held + max(_reading_bytes(source, name), read.nbytes + work))
             held += stored.nbytes
         most = max(most, held + 2 * max(part.length_bytes for part in record.parts))
     return max(peak_host_bytes(), resident_bytes() + most + ALLOWANCE_BYTES)

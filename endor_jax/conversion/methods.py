@@ -15,14 +15,11 @@ from endor_jax.prune.admm import admm
 from endor_jax.prune.factor import inverse_factor
 from endor_jax.prune.magnitude import apply_mask
 from endor_jax.prune.pruned import Pruned
-from endor_jax.prune.retarget import retarget
-from endor_jax.prune.sparsegpt import sparsegpt_with_factor
+from endor_jax.prune.retarget import DAMPING, retarget
+from endor_jax.prune.sparsegpt import sparsegpt, sparsegpt_with_factor
 from endor_jax.prune.statistics import Paired, SquaredNorms, no_gram, no_paired, no_squared_norms
 from endor_jax.prune.structure import Structure
 from endor_jax.prune.wanda import wanda
-
-RETARGET_DAMPING = 0.1
-"""λ over the mean of the products' diagonal: how much a matrix is held to what it was."""
 
 Stored = np.ndarray | Quantised
 """A tensor as it will be encoded."""
@@ -57,21 +54,24 @@ def pruned_matrices(
             yield name, _wanda(weight, norms, sparsity=sparsity, structure=structure, bits=bits)
         return
     gram, meant = (sums.gram, _meant(sums)) if isinstance(sums, Paired) else (sums, _as_it_is)
-    factor = inverse_factor(gram.products)
+    if settings.prune == "sparsegpt":
+        factor = inverse_factor(gram.products)
+        for name, weight in weights.items():
+            wide, bits = meant(weight.astype(np.float32)), _bits(codecs[name])
+            result = sparsegpt_with_factor(wide, factor, sparsity=sparsity, structure=structure, bits=bits)
+            yield name, _stored(result, name, weight.dtype)
+        return
     for name, weight in weights.items():
         wide, bits = meant(weight.astype(np.float32)), _bits(codecs[name])
-        if settings.prune == "sparsegpt":
-            result = sparsegpt_with_factor(wide, factor, sparsity=sparsity, structure=structure, bits=bits)
-        else:
-            result = admm(wide, gram.products, sparsity=sparsity, structure=structure)
-            if bits is not None:
-                result = sparsegpt_with_factor(result.weight, factor, mask=result.mask, bits=bits)
-        yield name, _stored(result, weight.dtype)
+        result = admm(wide, gram.products, sparsity=sparsity, structure=structure)
+        if bits is not None:
+            result = sparsegpt(result.weight, gram.products, mask=result.mask, bits=bits)
+        yield name, _stored(result, name, weight.dtype)
 
 
 def _meant(sums: Paired) -> Callable[[np.ndarray], np.ndarray]:
     """What a matrix should be for the inputs it gets, to give what it gave for those it was made for."""
-    factor = inverse_factor(sums.gram.products, damping=RETARGET_DAMPING)
+    factor = inverse_factor(sums.gram.products, damping=DAMPING)
 
     def meant(weight: np.ndarray) -> np.ndarray:
         return np.asarray(
@@ -98,9 +98,9 @@ def _wanda(
     return kept if bits is None else quantise(kept, bits, importance=norms)
 
 
-def _stored(result: Pruned, dtype: np.dtype) -> Stored:
+def _stored(result: Pruned, name: str, dtype: np.dtype) -> Stored:
     if result.values is not None and result.scales is not None:
         values, scales = np.asarray(result.values), np.asarray(result.scales)
         return Quantised(values, scales, values.shape, dtype.name)
-    rounded = cast(np.asarray(result.weight), "a pruned matrix", dtype.name)
+    rounded = cast(np.asarray(result.weight), name, dtype.name)
     return np.where(rounded == 0, dtype.type(0), rounded)  # no −0.0 where a small weight was rounded away

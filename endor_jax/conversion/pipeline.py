@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -33,6 +34,7 @@ from endor_jax.errors import ResumeError
 from endor_jax.format.decode import decode
 from endor_jax.format.layout import RecordLayout
 from endor_jax.memory import give_back, peak_host_bytes
+from endor_jax.processors import usable_cpus
 from endor_jax.sources.mapping import Place
 from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
@@ -156,6 +158,9 @@ def _prepared(
     check_resumable(destination, task.job)
     # What an interrupted conversion left is either kept or removed first.
     need = disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
+    if blocks is not None and settings.prune in CALIBRATED:
+        states = 4 * blocks.size * parsed_config(source.config).hidden_size
+        need += states * (2 if settings.target == "model" else 1)
     check_room(destination, need)
     return task
 
@@ -176,7 +181,16 @@ def _job(
         "layouts": {name: _described(layout) for name, layout in plan.layouts.items()},
     }
     if blocks is not None:
-        job |= {"calibration": described(settings.calibration, blocks), "sparsities": plan.sparsities}
+        job |= {
+            "calibration": described(settings.calibration, blocks),
+            "sparsities": plan.sparsities,
+            # Sums are the same to the bit only where they are computed alike.
+            "computed by": {
+                "jax": jax.__version__,
+                "platform": jax.default_backend(),
+                "processors": len(usable_cpus()),
+            },
+        }
     return job
 
 
@@ -196,8 +210,8 @@ def _write_records(source: Source, task: _Task, writer: CheckpointWriter, report
         if task.settings.prune in CALIBRATED:
             calibration = stack.enter_context(_calibration(source, task, writer, lambda: done, report))
             # The text need not go further than to the last layer that is still to be pruned.
-            unpruned = [r in plan.sparsities and bool(writer.missing(r, plan.layouts[r])) for r in plan.names]
-            last = max((i for i, its in enumerate(unpruned) if its), default=0)
+            to_prune = [r in plan.sparsities and bool(writer.missing(r, plan.layouts[r])) for r in plan.names]
+            last = max((i for i, its in enumerate(to_prune) if its), default=0)
         for i, record in enumerate(plan.names):
             layout = plan.layouts[record]
             report(f"encoding {record}", done, plan.dense_bytes)
@@ -257,7 +271,7 @@ def _write_record(
     if calibration is not None and sparsity is not None:
         arrays = calibration.prune(record, layout, dense, sparsity=sparsity)
     writer.write_record(record, layout, arrays, note=note)
-    return _Record(note, arrays, dense)
+    return _Record(note, arrays, dense if task.settings.target == "model" else {})
 
 
 def _keep_record(
@@ -277,7 +291,9 @@ def _keep_record(
             for tensor, name in tensors.items()
         }
         digests = {tensor: it.digest for tensor, it in prepared.items()}
-        unpruned = {tensor: it.array for tensor, it in prepared.items()}
+        if task.settings.target == "model":
+            unpruned = {tensor: it.array for tensor, it in prepared.items()}
+        del prepared
     else:
         digests = {tensor: source_digest(source.read(name)) for tensor, name in tensors.items()}
     _check_source(source, tensors, notes, digests)

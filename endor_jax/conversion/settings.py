@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from endor_jax.arrays import FLOAT_FORMATS
 from endor_jax.errors import OptionError
+from endor_jax.format.layout import GROUP
 from endor_jax.format.values import parse_codec
 from endor_jax.prune.structure import Structure, parse_structure
 
@@ -29,7 +31,7 @@ class CalibrationText:
     takes 512, or all positions of a model that has fewer.
     """
 
-    path: str | None = None
+    path: str | os.PathLike[str] | None = None
     blocks: int = 64
     length: int | None = None
     seed: int = 0
@@ -38,6 +40,10 @@ class CalibrationText:
         for name, value in (("blocks", self.blocks), ("length", self.length)):
             if value is not None and value < 1:
                 raise OptionError(f"calibration {name}", got=str(value), expected="1 or more", fix="raise it")
+        if self.seed < 0:
+            raise OptionError("seed", got=str(self.seed), expected="0 or more", fix="any will do")
+        if self.path is not None:
+            object.__setattr__(self, "path", os.fspath(self.path))  # settings are kept as JSON
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class ConvertSettings:
                 got=f"{self.sparsity} with prune={self.prune!r}"
                 + (f" and structure={self.structure!r}" if grouped else ""),
                 expected="a sparsity with a pruning method, none without, and none with N:M, which is one",
-                fix="give both or neither",
+                fix="leave the sparsity out" if grouped else "give both or neither",
             )
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise OptionError(
@@ -104,6 +110,13 @@ class ConvertSettings:
             )
         if self.values not in ("auto", "packed"):
             parse_codec(self.values)
+        if grouped and self.lossy and self.prune in UPDATING and GROUP % self.mask_structure.of:
+            raise OptionError(
+                "mask structure",
+                got=f"{self.structure!r} with values={self.values!r} and prune={self.prune!r}",
+                expected=f"groups that {GROUP} columns, which share a scale, are a multiple of",
+                fix="use groups of 2, 4, 8, 16 or 32 columns",
+            )
         if self.dtype is not None:
             _check_choice("dtype", self.dtype, tuple(FLOAT_FORMATS))
 

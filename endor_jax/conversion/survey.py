@@ -109,7 +109,7 @@ def survey(
         lambda record, tensor: by_kind[_kind(record), tensor].sparsity,
         escapes=lambda record, tensor: by_kind[_kind(record), tensor].escapes,
     )
-    peak = peak_bytes(source, names, expected, dtype=settings.dtype)
+    peak = peak_bytes(source, names, expected, settings=settings)
     if blocks is not None:
         peak = max(peak, calibration_bytes(decoder, names, source, settings=settings, blocks=blocks.shape))
     return Survey(names, layouts, sparsities, expected, total, peak)

@@ -63,7 +63,7 @@ def admm(
             fix="20 iterations, 15 of them gradual, and 0.1 as in the paper's code suit most models",
         )
     schedule = [dropped(1 - (1 - (step + 1) / gradual) ** 3, due) for step in range(gradual)]
-    return _iterate(
+    result = _iterate(
         checked_weight(weight),
         checked_sums(gram_products, (columns, columns)),
         jnp.float32(damping),
@@ -71,6 +71,14 @@ def admm(
         jnp.int32(iterations - gradual),
         structure=structure,
     )
+    if not bool(jnp.isfinite(jnp.sum(result.weight))):
+        raise InvalidInputError(
+            "pruning",
+            got="products that lead to weights without end",
+            expected="Σ x xᵀ over the inputs, which is symmetric and positive semidefinite",
+            fix="sum them up with add_gram, or raise the damping",
+        )
+    return result
 
 
 @partial(jax.jit, static_argnames="structure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -12,7 +13,7 @@ TEXT_KEYS = ("text", "content")
 """The members of a JSONL line that may hold its text, as datasets name them."""
 
 
-def read_corpus(path: str | None = None) -> str:
+def read_corpus(path: str | os.PathLike[str] | None = None) -> str:
     """The text of a UTF-8 file; of a `.jsonl`, that of all its lines, apart by an empty line each.
 
     None: the help texts of Python itself (`pydoc_data.topics`), English and code, some 465,000 characters
@@ -44,7 +45,7 @@ def read_corpus(path: str | None = None) -> str:
     return text
 
 
-def _text_of(path: str, number: int, line: str) -> str:
+def _text_of(path: str | os.PathLike[str], number: int, line: str) -> str:
     """The text in one line of a JSONL file."""
     try:
         entry = json.loads(line)

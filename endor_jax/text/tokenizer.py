@@ -17,6 +17,8 @@ import tokenizers
 
 from endor_jax.errors import InvalidInputError, NotFoundError
 
+PIECE = 1 << 20
+"""Characters that are encoded at a time."""
 _NAMED_TOKENS = (
     "bos_token",
     "eos_token",
@@ -51,8 +53,9 @@ class Tokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of `text`; with `add_special`, a start token (and an end token) iff transformers adds one.
 
-        Rendered chats contain their start token: encode them with add_special=False. Raises InvalidInputError
-        for a string that is no text.
+        Rendered chats contain their start token: encode them with add_special=False. A text of more than
+        PIECE characters is encoded in pieces that end with lines, because what the library holds for each
+        token is a hundred times as long. Raises InvalidInputError for a string that is no text.
         """
         try:
             text.encode()
@@ -60,10 +63,15 @@ class Tokenizer:
             raise InvalidInputError(
                 "text", got=f"characters that are none ({error})", expected="Unicode", fix="convert it first"
             ) from error
+        first, *rest = _pieces(text)
         if self.starts is None or self.ends is None:
-            return self.backend.encode(text, add_special_tokens=add_special).ids
-        ids = self.backend.encode(text, add_special_tokens=False).ids
-        return [*self.starts, *ids, *self.ends] if add_special else ids
+            ids, ends = self.backend.encode(first, add_special_tokens=add_special).ids, ()
+        else:
+            ids, ends = self.backend.encode(first, add_special_tokens=False).ids, self.ends
+            ids = [*self.starts, *ids] if add_special else ids
+        for piece in rest:
+            ids += self.backend.encode(piece, add_special_tokens=False).ids
+        return [*ids, *ends] if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`, special tokens left out unless `skip_special` is false.
@@ -133,6 +141,16 @@ def tokenizer_of(files: Mapping[str, bytes], directory: Path) -> Tokenizer:
         starts=starts,
         ends=ends,
     )
+
+
+def _pieces(text: str) -> list[str]:
+    """A text cut behind ends of lines into pieces of at most PIECE characters, if lines are not longer."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        end = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def _backend(files: Mapping[str, bytes], directory: Path) -> tokenizers.Tokenizer:

@@ -1,5 +1,6 @@
 """Methods that look at a text: every layer is pruned by what the pruned layers before it give."""
 
+import json
 import subprocess
 import sys
 import time
@@ -10,18 +11,22 @@ import pytest
 
 import endor_jax as endor
 from endor_jax import models
+from endor_jax.conversion import pipeline
 from endor_jax.conversion.pipeline import run_conversion, survey_conversion
 from endor_jax.conversion.settings import CalibrationText, ConvertSettings
 from endor_jax.errors import InvalidInputError, ResumeError
 from endor_jax.format.layout import FieldLayout
+from endor_jax.prune.admm import admm
 from endor_jax.prune.sparsegpt import sparsegpt
 from endor_jax.prune.structure import dropped
 from endor_jax.prune.wanda import wanda
+from endor_jax.sources.safetensors_writer import write_safetensors
+from endor_jax.sources.source import TensorInfo
 from endor_jax.text import load_tokenizer
 from endor_jax.text.blocks import shuffled_blocks
 from endor_jax.text.corpus import read_corpus
 from tests.conversion.interrupting import contents
-from tests.tiny_models import LLAMA, OPT, write_tiny
+from tests.tiny_models import LLAMA, OPT, byte_tokenizer, random_tensors, write_tiny
 
 CONFIGS = {"llama": LLAMA | {"num_hidden_layers": 2}, "opt": OPT | {"num_hidden_layers": 2}}
 BLOCKS, LENGTH = 6, 24
@@ -64,7 +69,8 @@ def matrices(tensors):
 
 
 @pytest.mark.parametrize(
-    ("method", "target"), [("wanda", "layer"), ("sparsegpt", "layer"), ("sparsegpt", "model")]
+    ("method", "target"),
+    [("wanda", "layer"), ("sparsegpt", "layer"), ("sparsegpt", "model"), ("admm", "model")],
 )
 def test_every_layer_is_pruned_by_what_the_pruned_layers_before_it_give(
     source, tmp_path, text, method, target
@@ -118,7 +124,8 @@ def in_one_piece(tensors, config, token_ids, method, target):
                 mask = wanda(weight, np.sum(flat**2, axis=0).astype(np.float32), sparsity=0.5)
                 new = np.where(mask, weight, 0)
             else:
-                new = np.asarray(sparsegpt(weight, (flat.T @ flat).astype(np.float32), sparsity=0.5).weight)
+                prune = {"sparsegpt": sparsegpt, "admm": admm}[method]
+                new = np.asarray(prune(weight, (flat.T @ flat).astype(np.float32), sparsity=0.5).weight)
             params[name] = jnp.asarray(new)
             pruned[f"layers.{layer}", name] = new
         x, _ = models.block(decoder, params, x, cache, start)
@@ -172,6 +179,7 @@ def test_values_are_quantised_with_what_is_kept(llama, tmp_path, text, method, v
     first = ("layers.0", "mlp.down.weight")
     step = np.abs(exact[first]).max(axis=1, keepdims=True) / (127 if values == "int8" else 7)
     kept = rounded[first] != 0
+    assert not any(np.signbit(array[array == 0]).any() for array in rounded.values())
     assert np.mean(kept) <= 0.5
     if method in ("magnitude", "wanda"):  # the others update what is kept
         assert np.all(np.abs(rounded[first] - exact[first]) <= 2.2 * step)  # clipped to 70 % at most
@@ -190,6 +198,49 @@ def test_owl_gives_layers_different_sparsities_of_the_mean_that_was_asked_for(ll
     assert sum(map(np.sum, zeros)) / sum(map(np.size, zeros)) >= 0.5
 
 
+def test_what_rounds_to_zero_in_the_dtype_is_no_negative_zero(tmp_path, text):
+    tensors = random_tensors(CONFIGS["llama"])
+    small = {name: array * 1e-7 if "mlp.up" in name else array for name, array in tensors.items()}
+    infos = {name: TensorInfo(array.shape, array.dtype.name) for name, array in small.items()}
+    files = {
+        "config.json": json.dumps(CONFIGS["llama"]).encode(),
+        "tokenizer.json": byte_tokenizer().encode(),
+    }
+    write_safetensors(tmp_path / "src", small.items(), infos=infos, files=files)
+    run_conversion(tmp_path / "src", tmp_path / "dst", settings=settings_of(text, dtype="float16"))
+    for key, array in matrices(tensors_of(tmp_path / "dst")).items():
+        assert np.mean(array == 0) > (0.6 if "mlp.up" in key[1] else 0.49)
+        assert not np.signbit(array[array == 0]).any()
+
+
+def test_on_other_processors_an_interrupted_conversion_is_not_gone_on_with(
+    llama, tmp_path, text, monkeypatch
+):
+    def interrupt(what, *_):
+        if what == "measuring layers.1":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_conversion(llama, tmp_path / "dst", settings=settings_of(text), progress=interrupt)
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: range(1000))
+    with pytest.raises(ResumeError, match="computed by processors 1000"):
+        run_conversion(llama, tmp_path / "dst", settings=settings_of(text))
+
+
+def test_an_error_of_a_method_says_which_matrices(tmp_path, text):
+    tensors = random_tensors(CONFIGS["llama"])
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 3] = np.nan
+    infos = {name: TensorInfo(array.shape, array.dtype.name) for name, array in tensors.items()}
+    files = {
+        "config.json": json.dumps(CONFIGS["llama"]).encode(),
+        "tokenizer.json": byte_tokenizer().encode(),
+    }
+    write_safetensors(tmp_path / "src", tensors.items(), infos=infos, files=files)
+    settings = settings_of(text, values="raw")
+    with pytest.raises(InvalidInputError, match=r"NaN or infinity"):
+        run_conversion(tmp_path / "src", tmp_path / "dst", settings=settings)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(llama, tmp_path, text):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run_conversion(llama, tmp_path / name, settings=settings_of(text, seed=seed))
@@ -203,7 +254,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("method", ["wanda", "admm"])
 def test_interrupted_anywhere_and_gone_on_with_it_gives_the_same_bytes(llama, tmp_path, text, method):
     others = {"values": "int8"} if method == "wanda" else {"target": "model"}
     settings = settings_of(text, method, allocation="owl", **others)

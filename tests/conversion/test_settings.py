@@ -2,7 +2,7 @@
 
 import pytest
 
-from endor_jax.conversion.settings import ConvertSettings
+from endor_jax.conversion.settings import CalibrationText, ConvertSettings
 from endor_jax.errors import InvalidInputError
 
 
@@ -25,6 +25,10 @@ from endor_jax.errors import InvalidInputError
         ({"allocation": "owl"}, r"sparsity allocation: got 'owl' without pruning"),
         ({"prune": "wanda", "sparsity": 0.5, "allocation": "pear"}, r"sparsity allocation: got 'pear'"),
         ({"prune": "wanda", "structure": "2:4", "allocation": "owl"}, r"got 'owl' with structure='2:4'"),
+        (
+            {"prune": "admm", "structure": "1:3", "values": "int8"},
+            r"mask structure: got '1:3' with values='int8' and prune='admm'",
+        ),
         ({"dtype": "float8_e4m3fn"}, r"dtype: got 'float8_e4m3fn', expected bfloat16, float16, float32"),
     ],
 )
@@ -50,3 +54,17 @@ def test_wrong_settings_are_refused(settings, message):
 )
 def test_usable_settings(settings):
     ConvertSettings(**settings)
+
+
+def test_a_calibration_text_is_refused_if_it_cannot_be():
+    for settings, message in (
+        ({"blocks": 0}, "calibration blocks: got 0"),
+        ({"length": 0}, "calibration length: got 0"),
+        ({"seed": -1}, "seed: got -1"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            CalibrationText(**settings)
+
+
+def test_the_path_of_a_calibration_text_may_be_a_path(tmp_path):
+    assert CalibrationText(tmp_path / "a.txt").path == str(tmp_path / "a.txt")

@@ -113,3 +113,19 @@ def test_broken_files(spm_directory: Path, name: str, content: str, message: str
     put(spm_directory, name, content)
     with pytest.raises(InvalidInputError, match=f"{message}.*fetch the tokenizer files again"):
         load_tokenizer(spm_directory)
+
+
+def test_a_long_text_is_encoded_in_pieces_that_end_with_lines(tmp_path: Path, monkeypatch: Any) -> None:
+    from endor_jax.text import tokenizer as module
+    from tests.tiny_models import byte_tokenizer
+
+    put(tmp_path, "tokenizer.json", byte_tokenizer())
+    tokenizer = load_tokenizer(tmp_path)
+    text = "one line\n" * 50 + "x" * 300 + "\nand the rest"
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(module, "PIECE", 100)
+    pieces = module._pieces(text)
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 100
+    assert pieces[0] == "one line\n" * 11
+    assert tokenizer.encode(text) == whole
