@@ -8,7 +8,6 @@ import typer
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
 from endor_jax.cli.convert_search import limit_of, search
-from endor_jax.cli.info import files_bytes
 from endor_jax.errors import OptionError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def command(
     output = Output(as_json, quiet, verbose)
     limit = None
     if max_perplexity_increase is not None:
-        limit = limit_of(max_perplexity_increase, prune=prune, sparsity=sparsity, dry_run=dry_run)
+        limit = limit_of(max_perplexity_increase, sparsity=sparsity, dry_run=dry_run)
     if prune != "none" and sparsity is None and ":" not in (mask_structure or ""):
         sparsity = 0.5
     settings = ConvertSettings(
@@ -118,8 +117,12 @@ def command(
     }
     if limit is None and not settings.calibrated:
         _refuse_unused(asked, prune)
+
+    def announce(survey: Survey) -> None:
+        output.notes.print(_beforehand(survey), style="dim")
+
     if limit is not None:
-        search(output, source, destination, settings=settings, limit=limit, resume=resume)
+        search(output, source, destination, settings=settings, limit=limit, resume=resume, announce=announce)
         return
     if dry_run:
         with output.progress() as progress:
@@ -135,7 +138,7 @@ def command(
                 settings=settings,
                 resume=resume,
                 progress=progress,
-                announce=lambda survey: output.notes.print(_beforehand(survey), style="dim"),
+                announce=announce,
             )
         result = _done(conversion)
     if as_json:
@@ -174,7 +177,9 @@ def _expected(survey: Survey) -> dict[str, Any]:
 
 def _done(conversion: Conversion) -> dict[str, Any]:
     """What a conversion tells, as JSON."""
-    stored_bytes = files_bytes(conversion.path)
+    from endor_jax.store.destination import taken_bytes
+
+    stored_bytes = taken_bytes(conversion.path)
     return {
         "path": str(conversion.path),
         "dense_bytes": conversion.dense_bytes,

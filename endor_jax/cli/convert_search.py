@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from endor_jax.conversion.settings import ConvertSettings
+    from endor_jax.conversion.survey import Survey
     from endor_jax.search.result import Search, Try
 
 OPTION = "--max-perplexity-increase"
 
 
-def limit_of(text: str, *, prune: str, sparsity: float | None, dry_run: bool) -> float:
+def limit_of(text: str, *, sparsity: float | None, dry_run: bool) -> float:
     """The increase that a text stands for. Raises OptionError for one that is none, and for options that do
     not go with it."""
     from endor_jax.errors import OptionError
@@ -42,9 +43,19 @@ def limit_of(text: str, *, prune: str, sparsity: float | None, dry_run: bool) ->
 
 
 def search(
-    output: Output, source: str, destination: str, *, settings: ConvertSettings, limit: float, resume: bool
+    output: Output,
+    source: str,
+    destination: str,
+    *,
+    settings: ConvertSettings,
+    limit: float,
+    resume: bool,
+    announce: Callable[[Survey], None],
 ) -> None:
-    """Searches, and shows all tries and the check; of a search that found nothing, its tries."""
+    """Searches, and shows all tries and the check; of a search that found nothing, its tries.
+
+    announce: says what the first try will take.
+    """
     from endor_jax.errors import QualityError
     from endor_jax.search.api import finished_tries, highest_sparsity
     from endor_jax.search.result import to_json
@@ -58,6 +69,7 @@ def search(
                 max_increase=limit,
                 resume=resume,
                 progress=_noted(output, progress),
+                announce=announce,
             )
     except QualityError:
         output.notes.print(_table(finished_tries(destination, max_increase=limit), limit))

@@ -72,13 +72,6 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
     }
 
 
-def files_bytes(path: Path) -> int:
-    """Bytes of all files of a checkpoint."""
-    from endor_jax.store.destination import taken_bytes
-
-    return taken_bytes(path)
-
-
 def _readable(name: str, value: Any) -> str:
     from endor_jax.streaming.sizes import format_size
 

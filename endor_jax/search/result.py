@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from endor_jax.evaluate.finite import finite
 from endor_jax.store.journal import Entry
 
 
@@ -70,13 +70,13 @@ def to_json(search: Search) -> dict[str, Any]:
         "tries": [
             {
                 "sparsity": each.sparsity,
-                **_finite(each.quality),
+                **finite(asdict(each.quality)),
                 "stored_bytes": each.stored_bytes,
                 "held": each.held,
             }
             for each in search.tries
         ],
-        "check": _finite(search.check),
+        "check": finite(asdict(search.check)),
     }
 
 
@@ -98,7 +98,3 @@ def try_of(entry: Entry, max_increase: float) -> Try:
 def holds(quality: Quality, max_increase: float) -> bool:
     """Whether a checkpoint is good enough: a limit accepts what is equal to it, and never NaN."""
     return quality.increase <= max_increase
-
-
-def _finite(quality: Quality) -> dict[str, Any]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(quality).items()}

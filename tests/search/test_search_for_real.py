@@ -126,7 +126,13 @@ def test_the_command_shows_a_table(source, tmp_path, monkeypatch):
     code, out, said = run("convert", source, tmp_path / "dst", *options)
     assert code == 0, said
     assert "perplexity at most +5.05%" in out
-    assert said.splitlines()[:3] == ["checking the source", "dense", "try 1: 50 %"]
+    assert said.splitlines()[:4] == [
+        "checking the source",
+        "dense",
+        "try 1: 50 %",
+        "will write about 50 B, with at most 1 GiB of resident memory",
+    ]
+    assert said.count("resident memory") == 1
     assert "│   1 │     50 % │" in out
     assert "│ +5.00% ± 0.00% │" in out
     assert "check on other text: +4.00% ± 0.00% (perplexity 7.685, dense 7.389, 160 tokens)" in out
