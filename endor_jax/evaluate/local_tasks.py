@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from endor_jax.errors import InvalidInputError, NotFoundError
+from endor_jax.errors import InvalidInputError
+from endor_jax.text.corpus import read_utf8
 
 Kind = Literal["multiple_choice", "loglikelihood_rolling"]
 """What lm-evaluation-harness calls a question with choices, and a text to be predicted."""
@@ -57,16 +58,7 @@ def read_local_task(path: Path) -> LocalTask:
     gold: the place of the right choice, from 0. Raises NotFoundError, and InvalidInputError for a line that
     is neither, for lines of both kinds, and for a file without any.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"task {path}", got="no such file", expected="a JSONL or YAML file", fix="check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"task {path}", got=f"bytes that are no text ({error})", expected="UTF-8", fix="convert it first"
-        ) from error
+    lines = read_utf8(path, what="task", expected="a JSONL or YAML file").split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     documents = [_document(f"line {number} of {path}", line) for number, line in numbered]
     kinds: set[Kind] = {kind for kind, _ in documents}

@@ -23,26 +23,33 @@ def read_corpus(path: str | os.PathLike[str] | None = None) -> str:
     """
     if path is None:
         return "\n".join(topics.values())
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"text {path}", got="no such file", expected="a text or JSONL file", fix="check the path"
-        ) from error
-    except IsADirectoryError as error:
-        raise InvalidInputError(
-            f"text {path}", got="a directory", expected="a text or JSONL file", fix="name a file in it"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"text {path}", got=f"bytes that are no text ({error})", expected="UTF-8", fix="convert it first"
-        ) from error
+    text = read_utf8(path, what="text", expected="a text or JSONL file")
     if Path(path).suffix == ".jsonl":
         lines = enumerate(text.split("\n"), start=1)
         text = "\n\n".join(_text_of(path, number, line) for number, line in lines if line.strip())
     if not text.strip():
         raise InvalidInputError(f"text {path}", got="nothing", expected="a text", fix="choose another file")
     return text
+
+
+def read_utf8(path: str | os.PathLike[str], *, what: str, expected: str) -> str:
+    """The text of a file. what, expected: for the errors: what it is for, and which files will do.
+
+    Raises NotFoundError, and InvalidInputError for a directory and for bytes that are no UTF-8.
+    """
+    where = f"{what} {path}"
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFoundError(where, got="no such file", expected=expected, fix="check the path") from error
+    except IsADirectoryError as error:
+        raise InvalidInputError(
+            where, got="a directory", expected=expected, fix="name a file in it"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            where, got=f"bytes that are no text ({error})", expected="UTF-8", fix="convert it first"
+        ) from error
 
 
 def _text_of(path: str | os.PathLike[str], number: int, line: str) -> str:
