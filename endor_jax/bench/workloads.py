@@ -47,7 +47,7 @@ _OPT: Mapping[str, Any] = {
 class Workload:
     """A model shape: its config.json, how many bytes there are in one shard, and what may be taken of it.
 
-    limit_bytes: by verb, the resident memory that this library promises to stay under.
+    limit_bytes: by what `bench.memory` does, the resident memory that this library promises to stay under.
     """
 
     config: Mapping[str, Any]
@@ -67,7 +67,7 @@ WORKLOADS = {
             "num_key_value_heads": 4,
         },
         shard_bytes=500_000_000,
-        limit_bytes={"convert": 16 * 2**30 // 10, "generate": 12 * 2**30 // 10},
+        limit_bytes={"convert": 16 * 2**30 // 10, "calibrate": 3 * 2**30, "generate": 12 * 2**30 // 10},
     ),
     "llama-10m": Workload(  # the same in small, for tests, with a head no larger than a layer
         _LLAMA

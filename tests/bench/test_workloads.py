@@ -26,7 +26,8 @@ def parameters(config: dict) -> int:
 def test_the_shapes_are_those_of_their_names():
     assert parameters(dict(workload("llama-1b").config)) == 1_100_048_384
     assert 10e6 < parameters(dict(workload("llama-10m").config)) < 11e6
-    assert workload("llama-1b").limit_bytes == {"convert": 1_717_986_918, "generate": 1_288_490_188}
+    limits = {"convert": 1_717_986_918, "calibrate": 3_221_225_472, "generate": 1_288_490_188}
+    assert workload("llama-1b").limit_bytes == limits
     for made in WORKLOADS.values():
         assert models.from_hf(made.config)
 

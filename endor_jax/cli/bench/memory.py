@@ -1,4 +1,4 @@
-"""`endor bench memory`: what convert and generate stated beforehand, and what they took."""
+"""`endor bench memory`: what converting, calibrating and generating stated beforehand, and what they took."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """What convert and generate said beforehand that they take, and what they took."""
+    """What converting, calibrating and generating said beforehand that they take, and what they took."""
     from endor_jax.bench.memory import measure_memory
 
     check_files(record)
@@ -33,7 +33,7 @@ def command(
 
 
 def memory_table(record: MemoryRecord) -> Table:
-    """A row per verb."""
+    """A row for each that was run."""
     from endor_jax.streaming.sizes import format_size
 
     def size(count: int | None) -> str:
@@ -42,7 +42,7 @@ def memory_table(record: MemoryRecord) -> Table:
     table = Table(record.model, "stated", "limit", "taken", "seconds", "kept")
     for sample in record.samples:
         table.add_row(
-            sample.verb,
+            sample.what,
             size(sample.stated_bytes),
             size(sample.limit_bytes),
             size(sample.taken_bytes),
