@@ -47,7 +47,7 @@ def measure_pruning(
     dense = work_directory / f"{source}-dense.endor"
     if not dense.exists():
         report("dense")
-        make_whole(dense, lambda making: run_verb(_arguments(DENSE, making, settings, None)))
+        make_whole(dense, lambda making: run_verb(_arguments(DENSE, making, settings)))
     if settings.own_text:
         report("text of the model's own")
     text = pruning_text(settings, dense)
@@ -105,11 +105,11 @@ def _measure(
 
 
 def _arguments(
-    cell: Cell, checkpoint: Path, settings: PruningSettings, text: PruningText | None
+    cell: Cell, checkpoint: Path, settings: PruningSettings, text: PruningText | None = None
 ) -> tuple[str, ...]:
-    """Of `endor`. text: None where there is none yet, for the dense checkpoint, which needs none."""
+    """Of `endor`. text: what a calibrated cell looks at."""
     arguments = ["convert", settings.model, str(checkpoint), *cell.options, "--dtype", settings.dtype]
-    if text is not None:
+    if text is not None and cell.calibrated:
         arguments += ["--calibration-blocks", str(settings.calibration_blocks)]
         arguments += ["--calibration-length", str(text.scored.shape[1]), "--seed", str(settings.seed)]
         arguments += [] if text.path is None else ["--calibration", text.path]

@@ -30,7 +30,10 @@ class Cell:
     target: str = "layer"
 
     def __post_init__(self) -> None:
-        ConvertSettings(
+        self._settings()
+
+    def _settings(self) -> ConvertSettings:
+        return ConvertSettings(
             prune=self.method,
             sparsity=self._asked_sparsity,
             structure=self.structure,
@@ -38,6 +41,11 @@ class Cell:
             target=self.target,
             values=self.values,
         )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether `convert` looks at a text for it, and so takes options that say which."""
+        return self._settings().calibrated
 
     @property
     def _asked_sparsity(self) -> float | None:

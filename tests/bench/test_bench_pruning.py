@@ -112,6 +112,13 @@ def test_settings_that_mean_nothing_are_refused(settings, message: str):
         PruningSettings("model", **settings)
 
 
+def test_only_a_method_that_looks_at_a_text_is_told_which(tmp_path: Path):
+    text = PruningText("text.txt", np.zeros((1, 64), np.int32))
+    for cell in (DENSE, Cell("magnitude", 0.5), Cell("wanda", 0.5), Cell("magnitude", 0.5, allocation="owl")):
+        arguments = pruning._arguments(cell, tmp_path, PruningSettings("model"), text)
+        assert ("--calibration" in arguments) == (cell.method == "wanda" or cell.allocation == "owl")
+
+
 def test_cells_are_scored_added_to_the_record_and_not_measured_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -135,8 +142,9 @@ def test_cells_are_scored_added_to_the_record_and_not_measured_again(
         assert json.loads(record.read_text()) == json.loads(done.stdout)
         return json.loads(done.stdout)
 
-    values = run("--method", "wanda", "--sparsity", "0.5")
-    (wanda,) = values["cells"]
+    values = run("--method", "magnitude", "--method", "wanda", "--sparsity", "0.5")
+    magnitude, wanda = values["cells"]
+    assert magnitude["cell"]["method"] == "magnitude"
     assert wanda["ratio"] > 1.001
     assert wanda["divergence"] > 0.001
     assert 0 < wanda["agreement"] < 1
@@ -154,7 +162,7 @@ def test_cells_are_scored_added_to_the_record_and_not_measured_again(
         raise AssertionError(f"measured again: {arguments}")
 
     monkeypatch.setattr(pruning, "run_verb", refuse)
-    assert run("--method", "wanda", "--sparsity", "0.5") == values
+    assert run("--method", "wanda", "--method", "magnitude", "--sparsity", "0.5") == values
     other = CliRunner().invoke(app, [*map(str, command), "--seed", "1", "--method", "none"])
     assert other.exit_code == 1
     assert re.search(r"record .*: got .*seed 0.*, expected .*seed 1", other.stderr)
