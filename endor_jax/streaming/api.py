@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.format.tree import rebuild, rebuild_like
-from endor_jax.store.manifest import Signature
+from endor_jax.store.manifest import Signature, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.executor import Executor, Streamable
@@ -21,6 +21,22 @@ from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.plan import FixedCosts, make_plan
 from endor_jax.streaming.step import LayerFunction, make_step
 from endor_jax.streaming.transfer import Device, shares_memory
+from endor_jax.streaming.turn import Turn
+
+
+class Layer:
+    """A layer whose turn it is, in a pass that the caller walks. Call it with (x, state), or leave it out.
+
+    index: of the layer, from 0. name: of its record.
+    """
+
+    def __init__(self, turn: Turn, step: Callable[..., Any], device: Device):
+        self.index, self.name = turn.index, turn.name
+        self._turn, self._step, self._device = turn, step, device
+
+    def __call__(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """The next x and the new state. Raises StreamError once the next layer has been asked for."""
+        return self._turn.apply(self._step, *jax.device_put((x, state), self._device))
 
 
 class Stream:
@@ -66,6 +82,17 @@ class Stream:
 
         self._executor.run(step)
         return x, new
+
+    def layers(self) -> Iterator[Layer]:
+        """One pass that the caller walks: all layers in order, each to be called, or not.
+
+        A layer that is not called is not expanded and not applied. It is read and transferred like any other:
+        that goes on ahead of the caller, who may choose only when its turn comes. After a loop that was left
+        early, the rest is read when the next pass begins. Raises StreamError if another pass has begun.
+        """
+        records = self._checkpoint.manifest.records
+        for turn in self._executor.turns():
+            yield Layer(turn, self._steps[records[turn.index].signature], self._device)
 
     @property
     def bytes_read(self) -> int:
@@ -125,23 +152,47 @@ def stream(
         )
     for signature in manifest.signatures:  # better refused here than in the middle of the first pass
         _params(signature, dict.fromkeys(signature.layout.names), like=like)
-    records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records]
+    executor = open_executor(
+        checkpoint,
+        manifest.records,
+        device=device,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        depth=depth,
+    )
+    return Stream(layer, checkpoint, executor, device=device, like=like)
+
+
+def open_executor(
+    checkpoint: Checkpoint,
+    records: Sequence[StoredRecord],
+    *,
+    device: Device,
+    fixed: tuple[tuple[str, int], ...] = (),
+    device_memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    depth: int | None = None,
+) -> Executor:
+    """An executor for some records of a checkpoint, in this order, within budgets as `stream` takes them.
+
+    fixed: what else is on the device, and the budget has to hold, by name: bytes.
+    Raises DoesNotFitError, and what reading the records that stay in memory raises.
+    """
+    manifest = checkpoint.manifest
+    streamables = [Streamable(r.name, r.parts, manifest.layout(r)) for r in records]
     device_bytes, host_bytes = budgets(device, device_memory, host_memory)
-    link = choose_link(device)
+    expanded = max(streamable.layout.dense_bytes for streamable in streamables)
     plan = make_plan(
-        [record.demand for record in records],
-        fixed=FixedCosts(
-            device=(("expanded layer", max(s.layout.dense_bytes for s in manifest.signatures)),)
-        ),
+        [streamable.demand for streamable in streamables],
+        fixed=FixedCosts(device=(*fixed, ("expanded layer", expanded))),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         depth=depth,
         reads=checkpoint.reader_choice.reads,
         shares_memory=shares_memory(device),
-        staged=link.staged,
+        staged=choose_link(device).staged,
     )
-    executor = Executor(checkpoint, records, plan=plan, device=device)
-    return Stream(layer, checkpoint, executor, device=device, like=like)
+    return Executor(checkpoint, streamables, plan=plan, device=device)
 
 
 def _params(signature: Signature, arrays: Mapping[str, Any], *, like: Any) -> Any:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +33,7 @@ from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.schedule import Action, Schedule, make_schedule
 from endor_jax.streaming.timeline import Stages, Timeline
 from endor_jax.streaming.transfer import Device, Kept, Source, Way, keep, pin_for, put, shares_memory
+from endor_jax.streaming.turn import Turn, Walk, no_step
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Executor:
         self._resident: dict[int, tuple[jax.Array, ...]] = {}
         self._on_their_way: deque[Transfer] = deque()
         self._in_use: dict[int, tuple[object, Transfer]] = {}
+        self._walk: Walk | None = None
         once: Way = "shared" if shares_memory(device) else "pageable"  # not worth pinning
         for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
             if tier == "device":
@@ -203,6 +205,40 @@ class Executor:
         memory is written again afterwards. After an error in a step or a read the executor is closed.
         Raises StreamError if it is closed already or a pass is running.
         """
+        with self._walking():
+            self._pass_by()
+            start = time.perf_counter()
+            for action in self._actions():
+                self._do(action, step)
+            self._timeline.passed(time.perf_counter() - start)
+
+    def turns(self) -> Iterator[Turn]:
+        """One pass that the caller walks: the turns of all records in order, each used or not.
+
+        It goes on when the next turn is asked for. One that is left early ends where another begins, or a
+        `run`: until then its other records wait, and then they pass by, read and transferred like all.
+        Raises as `run` does, and StreamError if another pass has begun.
+        """
+        with self._walking():
+            self._pass_by()
+            walk = self._walk = Walk(self._actions(), time.perf_counter())
+        while True:
+            if self._walk is not walk and not self._closed:
+                raise StreamError(
+                    "stream",
+                    got="a layer of a pass that was left, after another one had begun",
+                    expected="the layers of the last pass",
+                    fix="finish a pass before the next, or open the checkpoint once more",
+                )
+            with self._walking():
+                turn = self._next_turn(walk)
+            if turn is None:
+                return
+            yield turn
+
+    @contextlib.contextmanager
+    def _walking(self) -> Iterator[None]:
+        """While actions are done, by one thread. Whatever is raised meanwhile closes the executor."""
         if self._closed:
             raise closed_error(self._failure) from self._failure
         if not self._running.acquire(blocking=False):
@@ -213,15 +249,7 @@ class Executor:
                 fix="finish the first, or open the checkpoint once more",
             )
         try:
-            start = time.perf_counter()
-            if not self._started:
-                self._started = True
-                for action in self._schedule.prologue:
-                    if action.kind != "read":  # which was done when the executor was made
-                        self._do(action, step)
-            for action in self._schedule.one_pass:
-                self._do(action, step)
-            self._timeline.passed(time.perf_counter() - start)
+            yield
         except BaseException as error:
             if not self._closed:
                 self._closed, self._failure = True, error
@@ -230,6 +258,42 @@ class Executor:
             self._running.release()
             if self._closed:
                 self._stop()
+
+    def _actions(self) -> Iterator[Action]:
+        """Those of one pass; before the first one, the prologue."""
+        if not self._started:
+            self._started = True
+            # Reads were asked for when the executor was made.
+            yield from (action for action in self._schedule.prologue if action.kind != "read")
+        yield from self._schedule.one_pass
+
+    def _pass_by(self) -> None:
+        """Ends the pass that its caller has left, if there is one."""
+        while self._walk is not None:
+            self._next_turn(self._walk)
+
+    def _next_turn(self, walk: Walk) -> Turn | None:
+        """Walks to the next step, and past the end of the pass if there is none."""
+        self._end_turn(walk)
+        for action in walk.actions:
+            if action.kind != "step":
+                self._do(action, no_step)
+                continue
+            if self._closed:
+                raise closed_error()
+            record, arrived = self._records[action.record], self._arrived(action.record)
+            walk.turn = Turn(action.record, record.name, Record(arrived.words, record.layout))
+            self._in_use[action.record] = walk.turn.results, arrived
+            return walk.turn
+        self._walk = None
+        self._timeline.passed(time.perf_counter() - walk.start_seconds)
+        return None
+
+    def _end_turn(self, walk: Walk) -> None:
+        if walk.turn is not None:
+            walk.turn.end()
+            self._timeline.ends_with("step", walk.turn.name, walk.turn.results)
+            walk.turn = None
 
     def _do(self, action: Action, step: Callable[[int, Record], object]) -> None:
         """One action of the schedule. Raises StreamError if a step has closed the stream."""
@@ -281,6 +345,9 @@ class Executor:
             self._resident.clear()
             self._mapped.clear()
             self._ring.close()
+            if self._walk is not None and self._walk.turn is not None:
+                self._walk.turn.end()
+            self._walk = None
             gc.collect()  # JAX lets go of adopted buffers only when Python collects garbage
             self._freed = True
 

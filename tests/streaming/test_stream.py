@@ -13,6 +13,7 @@ import pytest
 from layer_stacks import apply, device_budget, host_budget, inputs, save_in_parts, stack
 
 import endor_jax as endor
+from endor_jax.errors import StreamError
 from endor_jax.streaming.plan import Plan
 
 COUNT = 10
@@ -163,3 +164,68 @@ def test_many_passes_wrap_around(path: Path) -> None:
         for _ in range(20):
             (x, _), (expected, _) = run(x), plain(LAYERS, expected, [None] * COUNT)
             assert np.asarray(x).tobytes() == expected.tobytes()
+
+
+def walked(run: endor.Stream, x: Any, skip: set[int]) -> np.ndarray:
+    for layer in run.layers():
+        assert layer.name == f"layers.{layer.index}"
+        if layer.index not in skip:
+            x, state = layer(x)
+            assert state is None
+    return np.asarray(x)
+
+
+@pytest.mark.parametrize(("device", "host"), [(0, 6), (1, 6), (0, COUNT), (COUNT, 0)])
+def test_a_pass_that_its_caller_walks(path: Path, device: int, host: int) -> None:
+    """Layers left out, in passes of both kinds, leave everything else as it was."""
+    with endor.stream(
+        apply, path, device_memory=device_budget(path, device), host_memory=host_budget(path, host)
+    ) as run:
+        for number, skip in enumerate(({3}, set(), {0, 1, 2, COUNT - 1}, set(range(COUNT)), {5})):
+            kept = [layer for i, layer in enumerate(LAYERS) if i not in skip]
+            expected, _ = plain(kept, inputs(), [None] * len(kept))
+            assert walked(run, inputs(), skip).tobytes() == expected.tobytes()
+            assert (run.bytes_read, run.bytes_transferred) == expected_bytes(run.plan, 2 * number + 1)
+            whole, _ = plain(LAYERS, inputs(), [None] * COUNT)
+            assert np.asarray(run(inputs())[0]).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("left_at", [0, 4, COUNT - 1])
+def test_a_pass_that_is_left_early_passes_by(path: Path, left_at: int) -> None:
+    device, host = device_budget(path, 1), host_budget(path, 6)
+    with endor.stream(apply, path, device_memory=device, host_memory=host) as run:
+        for number in range(1, 4):
+            x: Any = inputs()
+            for layer in run.layers():
+                x, _ = layer(x)
+                if layer.index == left_at:
+                    break
+            expected, _ = plain(LAYERS[: left_at + 1], inputs(), [None] * (left_at + 1))
+            assert np.asarray(x).tobytes() == expected.tobytes()
+            assert (
+                walked(run, inputs(), set()).tobytes() == plain(LAYERS, inputs(), [None] * COUNT)[0].tobytes()
+            )
+            assert (run.bytes_read, run.bytes_transferred) == expected_bytes(run.plan, 2 * number)
+
+
+def test_a_layer_may_be_called_twice_in_its_turn_and_never_after(path: Path) -> None:
+    device, host = device_budget(path, 0), host_budget(path, 6)
+    with endor.stream(apply, path, device_memory=device, host_memory=host) as run:
+        layers = run.layers()
+        first = next(layers)
+        x, state = first(first(inputs(), np.zeros((), np.float32))[0], np.zeros((), np.float32))
+        expected, _ = plain([LAYERS[0]] * 2, inputs(), [None] * 2)
+        assert np.asarray(x).tobytes() == expected.tobytes()
+        assert state.shape == ()
+        next(layers)
+        with pytest.raises(StreamError, match=r"record layers\.0: got a call after its turn"):
+            first(inputs())
+        run(inputs())  # another pass takes over
+        with pytest.raises(StreamError, match="got a layer of a pass that was left"):
+            next(layers)
+        assert len(list(run.layers())) == COUNT  # the stream is as good as before
+        last = next(iter(run.layers()))
+    with pytest.raises(StreamError, match="a call after its turn"):
+        last(inputs())
+    with pytest.raises(StreamError, match=r"a call after close\(\)"):
+        next(run.layers())
