@@ -1,4 +1,4 @@
-"""`endor export`: a checkpoint back to dense Hugging Face files."""
+"""`endor export`: a checkpoint back to files that others read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from endor_jax.cli.console import Checkpoint, Json, Output, Quiet, Verbose
 def command(
     checkpoint: Checkpoint,
     destination: Annotated[str, typer.Argument(metavar="OUT", help="A directory to write.")],
+    to: Annotated[
+        str, typer.Option(metavar="safetensors|sparse-bitmask", help="What to write.")
+    ] = "safetensors",
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a checkpoint as dense safetensors that transformers loads; zeros stay zeros."""
+    """Write a checkpoint as safetensors that transformers loads, or compressed; zeros stay zeros."""
     from endor_jax.conversion.export import export
 
     output = Output(as_json, quiet, verbose)
     with output.progress() as progress:
-        path = export(checkpoint, destination, progress=progress)
+        path = export(checkpoint, destination, to=to, progress=progress)
     names = sorted(file.name for file in path.iterdir())
     if as_json:
         output.json({"path": str(path), "files": names})

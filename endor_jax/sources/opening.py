@@ -1,27 +1,43 @@
-"""Opening a checkpoint by what is found at a path."""
+"""Opening a checkpoint by what is found at a path.
+
+A directory may hold the same weights in several layouts. One is read, in this order, and the others are left
+alone: safetensors, torch's pytorch_model.bin, Flax's flax_model.msgpack.
+"""
 
 from __future__ import annotations
 
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from endor_jax.errors import NotFoundError, UnsupportedError
 from endor_jax.sources.byte_range import read_range, readable
 from endor_jax.sources.gguf import open_gguf
 from endor_jax.sources.gguf_header import MAGIC
-from endor_jax.sources.safetensors import INDEX_FILE, open_safetensors
+from endor_jax.sources.lfs_pointer import refuse_pointer
+from endor_jax.sources.msgpack_flax import FILE as FLAX_FILE
+from endor_jax.sources.msgpack_flax import open_flax_msgpack
+from endor_jax.sources.safetensors import INDEX_FILE, SINGLE_FILE, open_safetensors
 from endor_jax.sources.source import Source
+from endor_jax.sources.torch_bin import FILE as TORCH_FILE
+from endor_jax.sources.torch_bin import open_torch_bin
+from endor_jax.sources.sparse_bitmask import dense_source
 from endor_jax.store.manifest import MANIFEST_FILE
 
 _SHOWN = 8  # names in an error message
-_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".msgpack"}
+_TORCH_SHARD = re.compile(r"pytorch_model-[0-9]{5}-of-[0-9]{5}\.bin")
+_FLAX_SHARD = re.compile(r"flax_model-[0-9]{5}-of-[0-9]{5}\.msgpack")
+_SAFETENSORS = re.compile(r".*\.safetensors", re.DOTALL)
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a directory of safetensors files, or a GGUF file whatever its name.
+    """Open a directory in one of the layouts of Hugging Face, or a GGUF file whatever its name.
 
-    Raises NotFoundError if there is nothing at `path`, UnsupportedError with what was found if it is neither,
-    InvalidInputError if it cannot be read, and what the reader raises for what it cannot use.
+    Raises NotFoundError if there is nothing at `path` or a file is missing, UnsupportedError with what was
+    found if it is neither, InvalidInputError if it cannot be read or is a Git LFS pointer, and what the
+    reader raises for what it cannot use.
     """
     path = Path(path)
     with readable(path):
@@ -34,7 +50,7 @@ def open_source(path: str | Path) -> Source:
         if MANIFEST_FILE in names:
             raise _unsupported(path, got="a checkpoint of this library", fix="it is converted already")
         if INDEX_FILE in names or any(name.endswith(".safetensors") for name in names):
-            return open_safetensors(path)
+            return dense_source(open_safetensors(path))
         raise _directory_without_weights(path, names)
     if not stat.S_ISREG(mode):
         # Not opened: a FIFO would wait for a writer for ever, and a device need not end.
@@ -49,12 +65,28 @@ def open_source(path: str | Path) -> Source:
     raise _unsupported(path, got="a file of another kind" if size else "an empty file")
 
 
+def _open_directory(path: Path, names: list[str]) -> Source:
+    """The first layout of which there is a file."""
+    layouts: list[tuple[str, str, re.Pattern[str], Callable[[Path], Source]]] = [
+        (SINGLE_FILE, INDEX_FILE, _SAFETENSORS, open_safetensors),
+        (TORCH_FILE, f"{TORCH_FILE}.index.json", _TORCH_SHARD, open_torch_bin),
+        (FLAX_FILE, f"{FLAX_FILE}.index.json", _FLAX_SHARD, open_flax_msgpack),
+    ]
+    for single, index, shard, opened in layouts:
+        files = [single] if single in names else [name for name in names if shard.fullmatch(name)]
+        if files or index in names:
+            for name in files:
+                refuse_pointer(path / name)
+            return opened(path)
+    raise _directory_without_weights(path, names)
+
+
 def _nothing(path: Path) -> NotFoundError:
     got = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "nothing at that path"
     return NotFoundError(
         str(path),
         got=got,
-        expected="a directory of safetensors files, or a .gguf file",
+        expected="a directory with weights, or a .gguf file",
         fix="check the spelling; download the model first",
     )
 
@@ -76,7 +108,7 @@ def _unsupported(path: Path, *, got: str, fix: str | None = None) -> Unsupported
     return UnsupportedError(
         str(path),
         got=got,
-        expected="a directory with *.safetensors and config.json, or a GGUF file",
+        expected=f"a directory with config.json and *.safetensors, {TORCH_FILE} or {FLAX_FILE}, or a GGUF file",
         fix=fix
         or "for a single .safetensors file give its directory; save other formats with transformers' "
         "`save_pretrained` first",
