@@ -13,13 +13,13 @@ def command(
     checkpoint: Checkpoint,
     destination: Annotated[str, typer.Argument(metavar="OUT", help="A directory to write.")],
     to: Annotated[
-        str, typer.Option(metavar="safetensors|sparse-bitmask", help="What to write.")
+        str, typer.Option(metavar="safetensors|sparse-bitmask|orbax", help="What to write.")
     ] = "safetensors",
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a checkpoint as safetensors that transformers loads, or compressed; zeros stay zeros."""
+    """Write a checkpoint as safetensors that transformers loads, or for others; zeros stay zeros."""
     from endor_jax.conversion.export import export
 
     output = Output(as_json, quiet, verbose)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from endor_jax.conversion.export_model import ExportModel, export_model
+from endor_jax.conversion.export_orbax import write_orbax
 from endor_jax.conversion.export_sparse_bitmask import write_sparse_bitmask
 from endor_jax.conversion.paths import check_apart
 from endor_jax.conversion.survey import Progress
@@ -22,6 +23,7 @@ def _write_dense(model: ExportModel, directory: Path) -> None:
 FORMATS: Mapping[str, Callable[[ExportModel, Path], None]] = {
     "safetensors": _write_dense,
     "sparse-bitmask": write_sparse_bitmask,
+    "orbax": write_orbax,
 }
 """What `to` can be, and who writes it."""
 
@@ -35,10 +37,11 @@ def export(
 ) -> Path:
     """Writes a converted model as files that others load; returns the directory.
 
-    to: "safetensors" (dense, as transformers writes them) or "sparse-bitmask" (compressed-tensors). Tensors
-    have the dtype, the zeros and every bit they are stored with. A tied head is not written twice. Raises
-    what opening and reading the checkpoint raises, InvalidInputError for a checkpoint that is not a model or
-    lies in the same place, OptionError for another `to`, and as `write_safetensors` does.
+    to: "safetensors" (dense, as transformers writes them), "sparse-bitmask" (as compressed-tensors did) or
+    "orbax" (a tree of dense arrays, for Flax). Tensors have the dtype, the zeros and every bit they are
+    stored with. A tied head is not written twice. Raises what opening and reading the checkpoint raises,
+    InvalidInputError for a checkpoint that is not a model or lies in the same place, OptionError for another
+    `to`, and as `write_safetensors` does.
     """
     if to not in FORMATS:
         raise OptionError(

@@ -18,11 +18,12 @@ from endor_jax.sources.gguf_header import MAGIC
 from endor_jax.sources.lfs_pointer import refuse_pointer
 from endor_jax.sources.msgpack_flax import FILE as FLAX_FILE
 from endor_jax.sources.msgpack_flax import open_flax_msgpack
+from endor_jax.sources.orbax import MARKS, open_orbax
 from endor_jax.sources.safetensors import INDEX_FILE, SINGLE_FILE, open_safetensors
 from endor_jax.sources.source import Source
+from endor_jax.sources.sparse_bitmask import dense_source
 from endor_jax.sources.torch_bin import FILE as TORCH_FILE
 from endor_jax.sources.torch_bin import open_torch_bin
-from endor_jax.sources.sparse_bitmask import dense_source
 from endor_jax.store.manifest import MANIFEST_FILE
 
 _SHOWN = 8  # names in an error message
@@ -49,9 +50,7 @@ def open_source(path: str | Path) -> Source:
     if stat.S_ISDIR(mode):
         if MANIFEST_FILE in names:
             raise _unsupported(path, got="a checkpoint of this library", fix="it is converted already")
-        if INDEX_FILE in names or any(name.endswith(".safetensors") for name in names):
-            return dense_source(open_safetensors(path))
-        raise _directory_without_weights(path, names)
+        return _open_directory(path, names)
     if not stat.S_ISREG(mode):
         # Not opened: a FIFO would wait for a writer for ever, and a device need not end.
         raise _unsupported(path, got="a pipe, socket or device")
@@ -62,13 +61,15 @@ def open_source(path: str | Path) -> Source:
         return open_gguf(path)
     if path.suffix == ".gguf":
         raise _unsupported(path, got="a file that is called .gguf and does not begin with its magic")
+    if path.suffix == ".json":
+        return open_orbax(path)
     raise _unsupported(path, got="a file of another kind" if size else "an empty file")
 
 
 def _open_directory(path: Path, names: list[str]) -> Source:
     """The first layout of which there is a file."""
     layouts: list[tuple[str, str, re.Pattern[str], Callable[[Path], Source]]] = [
-        (SINGLE_FILE, INDEX_FILE, _SAFETENSORS, open_safetensors),
+        (SINGLE_FILE, INDEX_FILE, _SAFETENSORS, lambda path: dense_source(open_safetensors(path))),
         (TORCH_FILE, f"{TORCH_FILE}.index.json", _TORCH_SHARD, open_torch_bin),
         (FLAX_FILE, f"{FLAX_FILE}.index.json", _FLAX_SHARD, open_flax_msgpack),
     ]
@@ -78,6 +79,8 @@ def _open_directory(path: Path, names: list[str]) -> Source:
             for name in files:
                 refuse_pointer(path / name)
             return opened(path)
+    if not MARKS.isdisjoint(names):
+        return open_orbax(path)
     raise _directory_without_weights(path, names)
 
 
@@ -108,7 +111,7 @@ def _unsupported(path: Path, *, got: str, fix: str | None = None) -> Unsupported
     return UnsupportedError(
         str(path),
         got=got,
-        expected=f"a directory with config.json and *.safetensors, {TORCH_FILE} or {FLAX_FILE}, or a GGUF file",
+        expected=f"config.json and *.safetensors, {TORCH_FILE} or {FLAX_FILE} in a directory, or a GGUF file",
         fix=fix
         or "for a single .safetensors file give its directory; save other formats with transformers' "
         "`save_pretrained` first",
