@@ -29,7 +29,7 @@ _START = b"PK\x03\x04"
 # torch.save before 1.6 wrote five pickles, of which the first is this number.
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
-_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_FLAGS = 0x080E  # sizes behind the data, names in UTF-8, how it was compressed; others change what bytes mean
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,13 @@ def _prefix(members: Mapping[str, zipfile.ZipInfo], *, where: str) -> str:
 def _range(path: Path, member: zipfile.ZipInfo, end: int, *, where: str) -> Location:
     """Where the bytes of a member are: behind a header of its own, of a length the directory does not say."""
     where = f"member {brief(member.filename)} of {where}"
-    if member.flag_bits & _ENCRYPTED or member.compress_type != zipfile.ZIP_STORED:
-        encrypted = member.flag_bits & _ENCRYPTED
+    encrypted = member.flag_bits & ~_FLAGS
+    if encrypted or member.compress_type != zipfile.ZIP_STORED:
         raise UnsupportedError(
             where,
-            got="encrypted bytes" if encrypted else f"compression of type {member.compress_type}",
+            got=f"encrypted bytes (flags 0x{member.flag_bits:04x})"
+            if encrypted
+            else f"compression of type {member.compress_type}",
             expected="stored bytes, as torch.save writes them",
             fix="write it anew with torch.save",
         )
@@ -143,14 +145,23 @@ def _range(path: Path, member: zipfile.ZipInfo, end: int, *, where: str) -> Loca
             got=f"{member.compress_size:,} bytes for {member.file_size:,}, from {member.header_offset:,}",
             expected=f"as many, before byte {end:,}",
         )
-    local = read_range(path, offset=member.header_offset, length=_LOCAL.size, what="header of a zip member")
-    signature, name_bytes, extra_bytes = _LOCAL.unpack(local.tobytes())
+    name = member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437")
+    length = min(_LOCAL.size + len(name), end - member.header_offset)
+    local = read_range(
+        path, offset=member.header_offset, length=length, what="header of a zip member"
+    ).tobytes()
+    signature, name_bytes, extra_bytes = _LOCAL.unpack_from(local)
     offset = member.header_offset + _LOCAL.size + name_bytes + extra_bytes
-    if signature != _START or offset + member.file_size > end:
+    if (
+        signature != _START
+        or name_bytes != len(name)
+        or local[_LOCAL.size :] != name
+        or offset + member.file_size > end
+    ):
         raise _damaged(
             where,
-            got=f"bytes {offset:,} to {offset + member.file_size:,} behind a header {brief(signature)}",
-            expected=f"a header {brief(_START)}, and bytes before {end:,}",
+            got=f"bytes {offset:,} to {offset + member.file_size:,} behind a header {brief(local)}",
+            expected=f"a header {brief(_START)} with the same name, and bytes before {end:,}",
         )
     return Location(path, offset=offset, length=member.file_size)
 

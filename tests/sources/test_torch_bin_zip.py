@@ -44,7 +44,7 @@ def test_archives_that_torch_did_not_write(tmp_path: Path) -> None:
         "begin with b'<html>": b"<html>404</html>",
         "0 bytes that begin": b"",
         "unreadable zip archive": VALID[: len(VALID) // 2],
-        "an overlap": VALID[: central + 42] + VALID[other_offset() :][:4] + VALID[central + 46 :],
+        "an overlap": overlapping(),
         "a header": changed(VALID, b"PK\x03\x04", b"PK\x03\x05", last=True),
         "bytes for": VALID[: central + 20] + b"\x17" + VALID[central + 21 :],
     }
@@ -53,9 +53,14 @@ def test_archives_that_torch_did_not_write(tmp_path: Path) -> None:
             opened(tmp_path / str(number_), content)
 
 
-def other_offset() -> int:
-    """Where the central directory says where data.pkl is."""
-    return VALID.rindex(b"archive/data.pkl") - 4
+def overlapping() -> bytes:
+    """A storage that lies inside another one, header and all."""
+    first = archive(state_dict(PLAIN), {"1": SIX.tobytes()})
+    with zipfile.ZipFile(io.BytesIO(first)) as made:
+        record = first[made.getinfo("archive/data/1").header_offset : made.start_dir]
+    both = archive(state_dict(PLAIN), {"0": record, "1": SIX.tobytes()})
+    field = both.rindex(b"archive/data/1") - 4
+    return both[:field] + both.index(record).to_bytes(4, "little") + both[field + 4 :]
 
 
 def test_what_describes_the_tensors_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
