@@ -7,7 +7,7 @@ believed about what belongs to the checkpoint, and every shard must hold exactly
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,20 +36,31 @@ def read_sharded(
     weight_map = _weight_map(index, suffix=Path(file).suffix)
     shards = sorted(set(weight_map.values()))
     _check_all_there(directory, shards, index)
+    found, homes = merged(directory, shards, parse)
+    _check_index(index, weight_map, homes)
+    return found
+
+
+def merged(
+    directory: Path, files: Iterable[str], parse: Callable[[Path], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """By name, what `parse` makes of the tensors in several files, and in which file each is.
+
+    Raises InvalidInputError for a name in two of them.
+    """
     found: dict[str, Tensor] = {}
     homes: dict[str, str] = {}
-    for shard in shards:
-        for name, tensor in parse(directory / shard).items():
+    for file in files:
+        for name, tensor in parse(directory / file).items():
             if name in found:
                 raise InvalidInputError(
                     f"tensor {brief(name)}",
-                    got=f"two copies, in {directory / homes[name]} and {directory / shard}",
+                    got=f"two copies, in {directory / homes[name]} and {directory / file}",
                     expected="one",
                     fix="remove the file that does not belong to the checkpoint",
                 )
-            found[name], homes[name] = tensor, shard
-    _check_index(index, weight_map, homes)
-    return found
+            found[name], homes[name] = tensor, file
+    return found, homes
 
 
 def _weight_map(index: Path, *, suffix: str) -> dict[str, str]:

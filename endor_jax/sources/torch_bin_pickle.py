@@ -113,8 +113,9 @@ def _load(data: bytes, *, where: str) -> Any:
                 _apply(name, argument, stack, where=where)
     except EndorError:
         raise
-    # Of an instruction that wants more than the stack or the memo has, and what `pickletools` refuses.
-    except (IndexError, KeyError, ValueError, OverflowError) as error:
+    # Of an instruction that wants more than the stack or the memo has, and what `pickletools` refuses, or
+    # warns of where warnings are errors.
+    except (IndexError, KeyError, ValueError, OverflowError, Warning) as error:
         raise _damaged(where, got=f"a pickle that breaks off ({brief_text(error)})") from error
     raise _damaged(where, got="a pickle without end")
 

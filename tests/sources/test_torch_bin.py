@@ -173,6 +173,7 @@ def test_what_is_no_tensor_is_refused_by_name(tmp_path: Path, kind: str) -> None
         (b"\x80\x02u.", "breaks off"),
         (b"\x80\x02h\x05.", "breaks off"),
         (b"\x80\x02t.", "breaks off"),
+        (b"\x80\x02c\\os\nsystem\n.", "breaks off"),
         (b"\xff.", "breaks off"),
         (b"\x80\x02NNNs.", "keys and values set in None"),
         (b"\x80\x02NNa.", "items appended to None"),
