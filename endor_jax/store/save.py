@@ -24,6 +24,9 @@ from endor_jax.format.values import Codec
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.writer import CheckpointWriter
 
+_Role = tuple[str, tuple[int, ...], str]
+"""Name, shape and dtype of a leaf."""
+
 _PYTHON_NUMBERS = {int: np.int32, float: np.float32}
 
 SMALL_ELEMENTS = 4096
@@ -43,28 +46,46 @@ def save(path: str | os.PathLike[str], layers: Iterable[Any], *, values: str = "
     cannot hold, InvalidInputError for an empty sequence, or leaves with NaN or infinities that are to be
     quantised.
     """
-    with CheckpointWriter(path, job={"by": "save"}) as writer:
-        codecs: dict[tuple[str, tuple[int, ...], str], Codec | None] = {}
-        count = 0
-        for count, layer in enumerate(layers, 1):
-            arrays = {name: _array(name, leaf) for name, leaf in named_leaves(layer).items()}
-            specs = {}
-            for name, array in arrays.items():
-                role = (name, array.shape, array.dtype.name)
-                if role not in codecs:
-                    codec = codecs[role] = codec_for([array], values)
-                else:
-                    codec = codecs[role]
-                    if codec is not None and values == "auto" and not saves(codec, [array]):
-                        # Nothing like the layer that its role was settled on: better another signature.
-                        codec = codec_for([array], values)
-                specs[name] = TensorSpec(array.shape, array.dtype.name, codec)
-            writer.write_record(f"layers.{count - 1}", layout_for(specs), arrays, tree=tree_shape(layer))
-        if count == 0:
+    named = ((f"layers.{index}", layer) for index, layer in enumerate(layers))
+    return save_records(path, named, values=values, by="save")
+
+
+def save_records(
+    path: str | os.PathLike[str], trees: Iterable[tuple[str, Any]], *, values: str, by: str
+) -> Manifest:
+    """`save` of trees that have names of their own, in order. by: the public function that was called.
+
+    Raises as `save` does.
+    """
+    with CheckpointWriter(path, job={"by": by}) as writer:
+        codecs: dict[_Role, Codec | None] = {}
+        empty = True
+        for record, tree in trees:
+            empty = False
+            arrays = {name: _array(name, leaf) for name, leaf in named_leaves(tree).items()}
+            specs = {
+                name: TensorSpec(array.shape, array.dtype.name, _settled(codecs, name, array, values))
+                for name, array in arrays.items()
+            }
+            writer.write_record(record, layout_for(specs), arrays, tree=tree_shape(tree))
+        if empty:
             raise InvalidInputError(
-                "save", got="no layers", expected="at least one", fix="pass one tree per layer"
+                by, got="no layers", expected="at least one", fix="pass one tree per layer"
             )
-        return writer.finish(made={"by": "endor_jax.save", "values": values})
+        return writer.finish(made={"by": f"endor_jax.{by}", "values": values})
+
+
+def _settled(codecs: dict[_Role, Codec | None], name: str, array: np.ndarray, values: str) -> Codec | None:
+    """The codec of a leaf: that of its role, noted when it first occurs."""
+    role = (name, array.shape, array.dtype.name)
+    if role not in codecs:
+        codecs[role] = codec_for([array], values)
+        return codecs[role]
+    codec = codecs[role]
+    if codec is not None and values == "auto" and not saves(codec, [array]):
+        # Nothing like the layer that its role was settled on: better another signature.
+        return codec_for([array], values)
+    return codec
 
 
 def _array(name: str, leaf: Any) -> np.ndarray:

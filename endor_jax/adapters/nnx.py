@@ -1,0 +1,370 @@
+"""Flax NNX models whose blocks are streamed: the model's own code runs, each block's call is a jitted step.
+
+`stream_nnx` makes a copy of the model whose blocks have no weights and are instances of a subclass: a call of
+one of their methods is `step(record, state, arguments)`, in which a block of the original class is put
+together from expanded weights. The model that was given, and its classes, are left alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from endor_jax.adapters.functions import Functions
+from endor_jax.adapters.patterns import matching
+from endor_jax.adapters.stack import Stack, dense_params, save_stack, traced_error
+from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.format.record import Record
+from endor_jax.store.manifest import Manifest, Signature
+from endor_jax.streaming.plan import Plan
+
+_Path = tuple[Any, ...]
+_Flat = dict[str, tuple[_Path, Any]]
+"""Dotted name -> path and leaf (a Variable, or an array that a module holds as such)."""
+
+
+def save_nnx(
+    path: str | os.PathLike[str], model: nnx.Module, *, blocks: str | Sequence[str], values: str = "auto"
+) -> Manifest:
+    """Writes a model to a checkpoint that `stream_nnx` runs: a record per block, and the rest of it.
+
+    blocks: which modules are streamed, in the order of their calls, as patterns of dotted paths: "blocks.*",
+    "layer*", ["encoder.layers.*", "decoder.layers.*"]. A block's parameters (`nnx.Param`) make its record;
+    its other variables (statistics, caches, random states) belong to the rest. values: as `endor.save` takes
+    it.
+    Raises what `endor.save` raises, InvalidInputError for blocks that are not there or not a stack,
+    UnsupportedError for parameters that a block shares with another module.
+    """
+    modules = _modules(model)
+    names = matching([name for name in modules if name], blocks)
+    _refuse_shared(modules, names)
+    rest = _flat(nnx.state(model))
+    trees: dict[str, dict[str, Any]] = {}
+    for block in names:
+        trees[block] = {name: _stored(leaf) for name, (_, leaf) in _params(modules[block]).items()}
+        for name in trees[block]:
+            del rest[f"{block}.{name}"]
+    return save_stack(
+        path,
+        trees,
+        {name: _stored(leaf) for name, (_, leaf) in rest.items()},
+        values=values,
+        by="save_nnx",
+    )
+
+
+def stream_nnx(
+    model: nnx.Module,
+    path: str | os.PathLike[str],
+    *,
+    device_memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    depth: int | None = None,
+    reader: str | None = None,
+) -> StreamedNnx:
+    """Opens a checkpoint that `save_nnx` wrote, for a model of the same structure.
+
+    model: an instance, or what `nnx.eval_shape(lambda: Model(...))` gives: every value comes from the
+    checkpoint, only the structure is the model's. The budgets, depth and reader are those of `endor.stream`;
+    the device's holds the rest of the model too. Raises NotFoundError, CorruptCheckpointError,
+    DoesNotFitError, InvalidInputError where model and checkpoint differ.
+    """
+    stack = Stack(
+        path,
+        by="save_nnx",
+        device_memory=device_memory,
+        host_memory=host_memory,
+        depth=depth,
+        reader=reader,
+    )
+    try:
+        return StreamedNnx(stack, model)
+    except BaseException:
+        stack.close()
+        raise
+
+
+class StreamedNnx:
+    """A model whose blocks are streamed; made by `stream_nnx`.
+
+    model: of the class that was given, to be called like any other, outside jit. Its variables, other than
+    the parameters of blocks, are arrays as usual; what blocks change of theirs is there after the call.
+    """
+
+    def __init__(self, stack: Stack, model: nnx.Module):
+        self._stack = stack
+        self.model = _from_rest(model, stack)
+        modules = _modules(self.model)
+        self._blocks = [modules[name] for name in stack.names]
+        self._index = {id(block): index for index, block in enumerate(self._blocks)}
+        # A function of its own: compiled steps go when the stream does, as the subclasses in them do.
+        self._step = jax.jit(functools.partial(_step), static_argnames="call")
+        _share_functions(self._blocks)
+        streamed = functools.cache(functools.partial(_streamed, session=weakref.ref(self)))
+        for block in self._blocks:
+            block.__class__ = streamed(type(block))
+
+    @property
+    def plan(self) -> Plan:
+        """Where the blocks are."""
+        return self._stack.plan
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of blocks read from disk for the passes so far, as `Stream.bytes_read` counts them."""
+        return self._stack.bytes_read
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes of blocks moved to the device for the passes so far."""
+        return self._stack.bytes_transferred
+
+    def close(self) -> None:
+        """Stops reading and frees the buffers. Idempotent."""
+        self._stack.close()
+
+    def __enter__(self) -> StreamedNnx:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def call(self, block: nnx.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`method` of a block, as a step on its record; what it changes of variables is written back."""
+        index = self._index.get(id(block))
+        if index is None:  # a transformation merges a module of its own
+            raise traced_error(type(block).__name__)
+        inputs = (args, kwargs)
+        graph, params, state = nnx.split(block, nnx.Param, ...)
+        inputs_graph, variables, arrays = nnx.split(inputs, nnx.Variable, ...)
+        original = type(block).__mro__[1]
+        signature = self._stack.signatures[index]
+        call = _Call(self._stack.names[index], original, method, graph, inputs_graph, signature, params)
+        _check_hashable(call)
+        result, state, variables = self._stack.apply(
+            index, functools.partial(self._step, call=call), state, (variables, arrays)
+        )
+        nnx.update(block, state)
+        if jax.tree.leaves(variables):
+            nnx.update(inputs, variables)
+        return result
+
+
+@dataclass(frozen=True)
+class _Call:
+    """All that is static in a call of a block; calls that compare equal share one compiled step.
+
+    name: of the block that is called. signature: of its record, whose layout is static in the record already.
+    params: its parameters without values. Any of the equal calls may give these when a step is compiled.
+    """
+
+    name: str = field(compare=False)
+    original: type[nnx.Module]
+    method: str
+    graph: Any
+    inputs: Any
+    signature: Signature = field(compare=False)
+    params: Any = field(compare=False)
+
+
+def _step(record: Record, state: Any, inputs: tuple[Any, Any], call: _Call) -> tuple[Any, Any, Any]:
+    """(what the method gives, the block's other variables, the variables among its arguments)."""
+    dense = dense_params(record, call.signature)
+    params = [(path, variable.replace(dense[name])) for name, (path, variable) in _flat(call.params).items()]
+    block = nnx.merge(call.graph, nnx.from_flat_state(params), state)
+    streamed, block.__class__ = type(block), call.original
+    args, kwargs = nnx.merge(call.inputs, *inputs)
+    result = getattr(block, call.method)(*args, **kwargs)
+    block.__class__ = streamed
+    graph, after, state = nnx.split(block, nnx.Param, ...)
+    inputs_graph, variables, _ = nnx.split((args, kwargs), nnx.Variable, ...)
+    if graph != call.graph or inputs_graph != call.inputs:
+        raise UnsupportedError(
+            f"streamed block {call.name}",
+            got=f"a call of {call.method} that adds or removes variables, or sets attributes",
+            expected="the structure it had before",
+            fix="make what it adds before streaming (caches, sow), or return it",
+        )
+    for name, (_, variable) in _flat(after).items():
+        if variable.get_value() is not dense[name]:
+            raise UnsupportedError(
+                f"streamed block {call.name}",
+                got=f"a call of {call.method} that changes its {type(variable).__name__} {name}",
+                expected="parameters that stay as they are: they are read again for every call",
+                fix="keep what changes in a variable of another type, such as nnx.BatchStat",
+            )
+    return result, state, variables
+
+
+def _streamed(original: type[nnx.Module], *, session: Callable[[], StreamedNnx | None]) -> type[nnx.Module]:
+    """A subclass whose public methods are steps. It holds the session weakly: JAX never forgets a class."""
+
+    def stepping(name: str) -> Callable[..., Any]:
+        @functools.wraps(getattr(original, name))
+        def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+            running = session()
+            if running is None:
+                raise traced_error(type(self).__name__)
+            return running.call(self, name, args, kwargs)
+
+        return call
+
+    own = original.__mro__[: original.__mro__.index(nnx.Module)]
+    names = {name for each in own for name, value in vars(each).items() if inspect.isfunction(value)}
+    public = [name for name in names if name == "__call__" or not name.startswith("_")]
+    described = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    namespace = described | {name: stepping(name) for name in public}
+    return types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(namespace))
+
+
+def _share_functions(blocks: Sequence[nnx.Module]) -> None:
+    """Blocks that differ only in functions made anew for each get equal ones, and so one compiled step."""
+    functions = Functions()
+    for block in blocks:
+        for _, module in nnx.iter_modules(block):
+            for name, value in list(vars(module).items()):
+                if (one := functions.one(value)) is not value:
+                    setattr(module, name, one)
+
+
+def _check_hashable(call: _Call) -> None:
+    try:
+        hash(call)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"streamed block {call.name}",
+            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
+            expected="arrays, variables, or values that compare and hash",
+            fix="pass it as an array, or as a tuple instead of a list",
+        ) from error
+
+
+def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
+    """A copy of the model with the values of a checkpoint, and none in the parameters of its blocks."""
+    graph, state = nnx.split(model)
+    modules = _modules(model)
+    expected: dict[str, Any] = {}
+    for block, signature in zip(stack.names, stack.signatures, strict=True):
+        stored = {name: (place.shape, place.dtype) for name, place in signature.layout.tensors}
+        params = _params(modules[block]) if block in modules else {}
+        _check_same(block, stored, params)
+        expected |= {f"{block}.{name}": None for name in params}
+    flat = _flat(state)
+    others = {name: pair for name, pair in flat.items() if name not in expected}
+    _check_same("the rest", {n: (a.shape, a.dtype.name) for n, a in stack.rest.items()}, others)
+
+    def filled(name: str, leaf: Any) -> Any:
+        held = _value(leaf)
+        if name in expected:
+            value = jax.ShapeDtypeStruct(held.shape, held.dtype)
+        elif jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
+            value = jax.random.wrap_key_data(stack.rest[name], impl=_key_impl(held))
+        else:
+            value = stack.rest[name]
+        return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
+
+    return nnx.merge(
+        graph, nnx.from_flat_state([(p, filled(name, leaf)) for name, (p, leaf) in flat.items()])
+    )
+
+
+def _check_same(
+    where: str, stored: Mapping[str, tuple[tuple[int, ...], str]], wanted: Mapping[str, tuple[_Path, Any]]
+) -> None:
+    """Raises InvalidInputError, with the first difference, unless names, shapes and dtypes agree."""
+    shapes = {}
+    for name, (_, leaf) in wanted.items():
+        shape = jax.eval_shape(_raw, _value(leaf))
+        shapes[name] = (shape.shape, shape.dtype.name)
+    for name in sorted(stored.keys() | shapes.keys()):
+        if stored.get(name) != shapes.get(name):
+            raise InvalidInputError(
+                f"{where}, {name}",
+                got=f"{_described(stored.get(name))} in the checkpoint",
+                expected=f"{_described(shapes.get(name))}, as the model has it",
+                fix="make the model as it was when it was saved",
+            )
+
+
+def _described(found: tuple[tuple[int, ...], str] | None) -> str:
+    return "nothing" if found is None else f"{found[1]}{list(found[0])}"
+
+
+def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
+    """All modules by dotted path, containers left out."""
+    named = _dotted(nnx.iter_modules(model))
+    return {
+        name: module for name, (_, module) in named.items() if not isinstance(module, (nnx.List, nnx.Dict))
+    }
+
+
+def _params(block: nnx.Module) -> _Flat:
+    return _flat(nnx.state(block, nnx.Param))
+
+
+def _flat(state: Any) -> _Flat:
+    return _dotted(nnx.to_flat_state(state))
+
+
+def _dotted(pairs: Iterable[tuple[_Path, Any]]) -> _Flat:
+    """Raises InvalidInputError if two paths are spelled alike."""
+    flat: _Flat = {}
+    for path, found in pairs:
+        name = ".".join(map(str, path))
+        if name in flat:
+            raise InvalidInputError(
+                "model",
+                got=f"two modules or variables named {name!r}",
+                expected="one name for each",
+                fix="use keys without dots",
+            )
+        flat[name] = (path, found)
+    return flat
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _raw(value: Any) -> Any:
+    """A random key as the integers that it is made of."""
+    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+
+
+def _key_impl(keys: Any) -> Any:
+    """What kind of random keys these are; they may be abstract."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), keys)
+    return found[0]
+
+
+def _stored(leaf: Any) -> Any:
+    return _raw(_value(leaf))
+
+
+def _refuse_shared(modules: Mapping[str, nnx.Module], blocks: Sequence[str]) -> None:
+    """Raises UnsupportedError for a parameter that a block and another module have in common."""
+    owners: dict[int, str] = {}
+    for path, module in modules.items():
+        block = next((name for name in blocks if path == name or path.startswith(f"{name}.")), "")
+        for name, value in vars(module).items():
+            if isinstance(value, nnx.Param) and owners.setdefault(id(value), block) != block:
+                raise UnsupportedError(
+                    f"block {block or owners[id(value)]}",
+                    got=f"a parameter {name} that another module has too",
+                    expected="parameters of its own",
+                    fix="leave that module out of the blocks, or copy the parameter",
+                )
