@@ -1,6 +1,8 @@
-"""`expand`, the public operation: checks its input, asks `resolve`, calls one implementation."""
+"""`expand`, the public operation, for tensors and trees: asks `resolve`, calls one implementation."""
 
 from __future__ import annotations
+
+from typing import Any, overload
 
 import jax
 import jax.core
@@ -17,18 +19,42 @@ from endor_jax.kernels.expand import cpu, xla
 _EXPAND = {"xla": jax.jit(xla.expand), "cpu": jax.jit(cpu.expand)}
 
 
+@overload
 def expand(
-    tensor: SparseTensor, *, after: jax.Array | None = None, implementation: Implementation | None = None
-) -> jax.Array:
-    """The dense array, shape `tensor.shape` and dtype `tensor.dtype`, bit for bit as it was encoded.
+    tree: SparseTensor, *, after: jax.Array | None = None, implementation: Implementation | None = None
+) -> jax.Array: ...
 
+
+@overload
+def expand(
+    tree: Any, *, after: jax.Array | None = None, implementation: Implementation | None = None
+) -> Any: ...
+
+
+def expand(tree: Any, *, after: jax.Array | None = None, implementation: Implementation | None = None) -> Any:
+    """The dense array of a SparseTensor: its shape and dtype, bit for bit as it was encoded.
+
+    tree: one, or any pytree; a tree comes back with every SparseTensor in it expanded, a Record as a dict of
+    its tensors by name, and all other leaves as they are.
     after: inside jit, not before this float array has been computed (`kernels/order.py`): of several matrices
     that are each multiplied with what the one before gave, only one is dense at a time.
 
-    Works outside and inside jit, vmap, grad (it has no gradient: its input is integers) and shard_map.
-    Raises InvalidInputError for words that are not uint32 vectors, UnsupportedError for an implementation the
-    device lacks.
+    Works outside and inside jit, vmap, grad (it has no gradient: its input is integers), checkpoint, scan and
+    shard_map. Raises InvalidInputError for words that are not uint32 vectors, UnsupportedError for an
+    implementation the device lacks.
     """
+
+    def dense(leaf: Any) -> Any:
+        if isinstance(leaf, Record):
+            return {name: dense(leaf[name]) for name in leaf}
+        return _expand(leaf, after, implementation) if isinstance(leaf, SparseTensor) else leaf
+
+    return jax.tree.map(dense, tree, is_leaf=lambda node: isinstance(node, SparseTensor | Record))
+
+
+def _expand(
+    tensor: SparseTensor, after: jax.Array | None, implementation: Implementation | None
+) -> jax.Array:
     for words in tensor.parts:
         if words.dtype != "uint32" or len(words.shape) != 1:
             raise InvalidInputError(
@@ -53,7 +79,7 @@ def _expand_anywhere(tensor: SparseTensor, after: jax.Array | None) -> jax.Array
 
 def expand_all(record: Record) -> dict[str, jax.Array]:
     """All tensors of a record, dense, by name."""
-    return {name: expand(record[name]) for name in record}
+    return expand(record)
 
 
 def platform_of(tensor: SparseTensor) -> str:
