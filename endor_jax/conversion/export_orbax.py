@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from endor_jax.conversion.export_model import ExportModel
-from endor_jax.errors import DestinationExistsError, EndorError, StorageError
-from endor_jax.sources.brief import brief_text
-from endor_jax.sources.orbax import orbax_v1, without_remarks
+from endor_jax.errors import DestinationExistsError
+from endor_jax.sources.orbax_api import orbax_v1, writing_orbax
 from endor_jax.sources.orbax_key_map import KEY_MAP_FILE, key_map_json
 from endor_jax.sources.partial_files import partial_files, write_all
 
@@ -60,16 +58,16 @@ def _write_arrays(model: ExportModel, path: Path) -> None:
     pending: dict[str, Any] = {}
     record = ""
     target = path.absolute()
-    with context, without_remarks():
+    with context:
         for name, array in model.tensors():
             place = model.places[name]
             if pending and place.record != record:
-                with _storing(path):
+                with writing_orbax(path):
                     ocp.partial.save(target, pending)
                 pending = {}
             record = place.record
             _put(pending, f"{record}.{place.tensor}", array)
-        with _storing(path):
+        with writing_orbax(path):
             ocp.partial.save(target, pending)
             ocp.partial.finalize(target)
 
@@ -99,19 +97,3 @@ def _remove(directory: Path) -> None:
     for path in directory.glob(f"{_PARAMS}*"):
         if path.name == _PARAMS or path.name.startswith((f"{_PARAMS}.partial_save", f"{_PARAMS}.orbax")):
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    """What Orbax and TensorStore raise when they cannot write, as StorageError."""
-    try:
-        yield
-    except EndorError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise StorageError(
-            f"writing {path}",
-            got=brief_text(error),
-            expected="a directory with room that this user may write to",
-            fix="nothing is left of it: free some space or choose another directory, and start again",
-        ) from error

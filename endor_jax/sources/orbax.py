@@ -7,12 +7,9 @@ zarr 2 or 3. The tree's structure is read on opening, an array when it is asked 
 from __future__ import annotations
 
 import json
-import logging
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
@@ -22,10 +19,11 @@ import numpy as np
 
 from endor_jax.errors import InvalidInputError, NotFoundError
 from endor_jax.format.tree import named_leaves
-from endor_jax.sources.brief import brief, brief_text
+from endor_jax.sources.brief import brief
 from endor_jax.sources.byte_range import is_regular_file
 from endor_jax.sources.copied_files import read_copied_files
 from endor_jax.sources.json_object import read_json_object
+from endor_jax.sources.orbax_api import orbax_v1, reading_orbax, unreadable
 from endor_jax.sources.orbax_key_map import KEY_MAP_FILE, Entry, info_of, parse_key_map, resolve
 from endor_jax.sources.source import TensorInfo
 
@@ -122,11 +120,6 @@ def open_orbax(path: Path) -> OrbaxSource:
     return OrbaxSource(key_map_file, directory, config, tensors, entries, tree)
 
 
-def orbax_v1() -> Any:
-    """Orbax's v1 API, imported when it is used: it takes a second or two."""
-    return import_module("orbax.checkpoint").v1
-
-
 def read_tree(directory: Path) -> Any:
     """What Orbax says of a checkpoint: its tree, whose leaves have the shape and dtype of an array, or are
     something else. Raises NotFoundError, or InvalidInputError for what Orbax does not read."""
@@ -137,10 +130,10 @@ def read_tree(directory: Path) -> Any:
             expected="a checkpoint that Orbax wrote",
             fix=f"correct `checkpoint` in {KEY_MAP_FILE}",
         )
-    with _orbax_errors(directory), without_remarks():
+    with reading_orbax(directory):
         tree = orbax_v1().metadata(directory).metadata
     if not jax.tree_util.tree_leaves(tree):
-        raise _unreadable(directory, "no arrays", "a tree of arrays")
+        raise unreadable(directory, got="no arrays", expected="a tree of arrays")
     return tree
 
 
@@ -150,11 +143,11 @@ def read_array(directory: Path, tree: Any, key: str) -> np.ndarray:
     leaves = named_leaves(tree)
     wanted = [np.ndarray if name == key else ocp.PLACEHOLDER for name in leaves]
     abstract = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), wanted)
-    with _orbax_errors(directory), without_remarks():
+    with reading_orbax(directory):
         found = named_leaves(ocp.load(directory, abstract))[key]
     expected = _info(leaves[key])
     if not isinstance(found, np.ndarray) or TensorInfo(found.shape, found.dtype.name) != expected:
-        raise _unreadable(directory, f"{type(found).__name__} for {key}", f"{expected}")
+        raise unreadable(directory, got=f"{type(found).__name__} for {key}", expected=f"{expected}")
     return found
 
 
@@ -164,39 +157,6 @@ def _info(leaf: Any) -> TensorInfo | None:
     if shape is None or dtype is None:
         return None
     return TensorInfo(tuple(int(size) for size in shape), np.dtype(dtype).name)
-
-
-@contextmanager
-def without_remarks() -> Iterator[None]:
-    """Keeps Orbax from warning on stderr that a checkpoint without OCDBT is one."""
-    logger = logging.getLogger("absl")
-
-    def serious(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(serious)
-    try:
-        yield
-    finally:
-        logger.removeFilter(serious)
-
-
-@contextmanager
-def _orbax_errors(directory: Path) -> Iterator[None]:
-    """What Orbax and TensorStore raise for files that are damaged or of another kind, as one error."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise _unreadable(directory, brief_text(error), "a checkpoint that Orbax reads") from error
-
-
-def _unreadable(directory: Path, got: str, expected: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"Orbax checkpoint {directory}",
-        got=got,
-        expected=expected,
-        fix="it is damaged, unfinished, or a directory of several steps: give one step's directory",
-    )
 
 
 def _no_key_map(path: Path) -> NotFoundError:
