@@ -137,3 +137,23 @@ def test_opt_with_the_prefixes_that_repositories_have(tmp_path: Path, prefix: st
     endor.convert(dense, tmp_path / "a")
     endor.convert(source, tmp_path / "b")
     assert without_origin(tmp_path / "a") == without_origin(tmp_path / "b")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("kind", ["OPT", "Llama"])
+def test_state_dicts_that_torch_saved_of_transformers_models(tmp_path: Path, kind: str) -> None:
+    """With a tied head, which is the same storage twice, against the safetensors that transformers writes."""
+    torch = pytest.importorskip("torch")
+    from tests.end_to_end.transformers_models import reference, save_random
+
+    config = {"OPT": OPT, "Llama": LLAMA}[kind] | {"num_hidden_layers": 2, "tie_word_embeddings": True}
+    config = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    dense = save_random(kind, config, tmp_path / "dense")
+    state = reference(dense).state_dict()
+    assert "lm_head.weight" in state
+    source = tmp_path / "source"
+    shutil.copytree(dense, source, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(state, source / "pytorch_model.bin")
+    endor.convert(dense, tmp_path / "a", **SETTINGS)
+    endor.convert(source, tmp_path / "b", **SETTINGS)
+    assert without_origin(tmp_path / "a") == without_origin(tmp_path / "b")

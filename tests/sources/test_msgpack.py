@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import serialization
 from flax.serialization import msgpack_restore, to_bytes
 from hypothesis import given, settings
@@ -57,6 +59,31 @@ def test_names_and_axes_become_torchs(tmp_path: Path) -> None:
             assert np.array_equal(got, array)
             assert got.flags.c_contiguous
             assert got.flags.writeable
+
+
+class Small(nn.Module):
+    """A layer of each kind that Llama and OPT have."""
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        rows = nn.Embed(7, 4, name="embed_tokens")(ids)
+        return nn.Dense(6, name="fc1")(nn.LayerNorm(name="layer_norm", epsilon=1e-5)(rows))
+
+
+def test_what_flax_modules_compute_is_what_torchs_would(tmp_path: Path) -> None:
+    ids = jax.numpy.array([3, 0, 6])
+    parameters = Small().init(jax.random.key(0), ids)["params"]
+    parameters = jax.tree.map(
+        lambda leaf: leaf + jax.random.normal(jax.random.key(leaf.size), leaf.shape), parameters
+    )
+    source = opened(tmp_path, to_bytes(parameters))
+    w = {name: source.read(name) for name in source.tensors}
+    rows = w["embed_tokens.weight"][np.asarray(ids)]
+    centred = rows - rows.mean(1, keepdims=True)
+    norm = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    norm = norm * w["layer_norm.weight"] + w["layer_norm.bias"]
+    expected = norm @ w["fc1.weight"].T + w["fc1.bias"]  # torch.nn.functional.linear
+    np.testing.assert_allclose(Small().apply({"params": parameters}, ids), expected, rtol=1e-4, atol=1e-4)
 
 
 DTYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int8, np.int64, np.uint8, np.bool_]
