@@ -55,6 +55,8 @@ def _write_arrays(model: ExportModel, path: Path) -> None:
     context = ocp.Context()
     # Files that are named after their arrays: the same model gives the same files.
     context.array.saving.use_ocdbt = False
+    # It makes directories in the background, and waits minutes for one that cannot be made.
+    context.asynchronous.create_directories_asynchronously = False
     pending: dict[str, Any] = {}
     record = ""
     target = path.absolute()
