@@ -46,6 +46,11 @@ OPT: dict[str, Any] = {
     "word_embed_proj_dim": 64,
     "eos_token_id": END,
 }
+OPT_350M = OPT | {"word_embed_proj_dim": 48, "do_layer_norm_before": False}
+"""Norms behind the sums, embeddings narrower than x, no final norm."""
+MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 24}
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24}
 
 
 def write_tiny(
@@ -90,7 +95,7 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, dict[str, tuple[int, ...]
     """Tensor shapes by kind of record."""
     parsed = models.from_hf(config)
     decoder = models.decoder(parsed)
-    matrix = {"weight": (parsed.vocabulary_size, parsed.hidden_size)}
+    matrix = {"weight": (parsed.vocabulary_size, parsed.embedding_size)}
     return {
         "embedding": matrix,
         "stem": decoder.stem_shapes,

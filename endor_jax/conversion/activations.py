@@ -14,7 +14,7 @@ from endor_jax.errors import StorageError
 
 
 class Activations:
-    """(blocks, length, hidden) float32, read and written some blocks at a time; `close` is idempotent.
+    """(blocks, length, width) float32, read and written some blocks at a time; `close` is idempotent.
 
     In a file without a name, so that not even a killed process leaves it behind: memory holds the blocks in
     work, the system's page cache as much of the rest as it can spare.
@@ -39,7 +39,7 @@ class Activations:
     def _block_elements(self) -> int:
         return self.shape[1] * self.shape[2]
 
-    def read(self, first: int, count: int) -> Float[np.ndarray, "count length hidden"]:
+    def read(self, first: int, count: int) -> Float[np.ndarray, "count length width"]:
         """Blocks first, ..., first + count − 1, in memory of their own."""
         values = np.empty((count, *self.shape[1:]), np.float32)
         rest, position = values.data.cast("B"), 4 * first * self._block_elements
@@ -53,7 +53,7 @@ class Activations:
             raise self._refused(error) from error
         return values
 
-    def write(self, first: int, values: Float[np.ndarray, "count length hidden"]) -> None:
+    def write(self, first: int, values: Float[np.ndarray, "count length width"]) -> None:
         """Puts blocks in the place of those from number `first` on."""
         rest = np.ascontiguousarray(values, np.float32).data.cast("B")
         position = 4 * first * self._block_elements

@@ -25,7 +25,7 @@ from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.format.quantise import Quantised, dequantise
 from endor_jax.format.values import Codec
-from endor_jax.models import Decoder
+from endor_jax.models import Decoder, LlamaConfig, OptConfig
 
 STEP_TOKENS = 2048
 """Tokens that a step takes: enough that products, not weights, take the time."""
@@ -55,9 +55,13 @@ class Calibration:
         self._blocks = blocks
         self._settings = settings
         self._note = note
-        shape = (*blocks.shape, decoder.config.hidden_size)
-        self._hidden = Activations(directory, shape)
-        self._unpruned = Activations(directory, shape) if settings.target == "model" else None
+        self._directory = directory
+        self._hidden = self._room(decoder.config.embedding_size)
+        self._unpruned = self._room(decoder.config.embedding_size) if settings.target == "model" else None
+
+    def _room(self, width: int) -> Activations:
+        """For so many numbers per token."""
+        return Activations(self._directory, (*self._blocks.shape, width))
 
     def prune(
         self, record: str, layout: RecordLayout, arrays: Mapping[str, np.ndarray], *, sparsity: float
@@ -101,23 +105,34 @@ class Calibration:
     def advance(self, record: str, stored: Mapping[str, Stored], unpruned: Mapping[str, np.ndarray]) -> None:
         """Takes the hidden states through a record: as it is stored, and unpruned where that is asked for."""
         dense = {name: dequantise(a) if isinstance(a, Quantised) else a for name, a in stored.items()}
-        self._run(record, dense, self._hidden)
+        self._hidden = self._run(record, dense, self._hidden)
         if self._unpruned is not None:
-            self._run(record, unpruned, self._unpruned)
+            self._unpruned = self._run(record, unpruned, self._unpruned)
 
-    def _run(self, record: str, arrays: Mapping[str, np.ndarray], hidden: Activations) -> None:
+    def _run(self, record: str, arrays: Mapping[str, np.ndarray], hidden: Activations) -> Activations:
+        """The states behind a record; they take the place of those before it, unless these are narrower."""
         if record == "embedding":
             for first, count, _ in self._steps():
                 hidden.write(first, arrays["weight"][self._blocks[first : first + count]])
-            return
+            return hidden
         step = layer_step if record.startswith("layers.") else stem_step
         params = jax.device_put(dict(arrays))
         # Progress never goes back: what is run second stands still at the end of what is run first.
         begin, end = (_MEASURING + _PRUNING, 1.0) if hidden is self._hidden else (1.0, 1.0)
-        for first, count, share in self._steps():
-            self._note(record, "running", begin + share * (end - begin))
-            x = step(self._decoder, params, hidden.read(first, count))
-            hidden.write(first, np.asarray(x))
+        width = self._decoder.config.hidden_size
+        behind = hidden if hidden.shape[2] == width else self._room(width)
+        try:
+            for first, count, share in self._steps():
+                self._note(record, "running", begin + share * (end - begin))
+                x = step(self._decoder, params, hidden.read(first, count))
+                behind.write(first, np.asarray(x))
+        except BaseException:
+            if behind is not hidden:
+                behind.close()
+            raise
+        if behind is not hidden:
+            hidden.close()
+        return behind
 
     def _steps(self) -> Iterator[tuple[int, int, float]]:
         """First block and number of blocks of every step, and what share of them is done."""
@@ -149,3 +164,13 @@ def step_blocks(blocks: int, length: int) -> int:
     """How many blocks a step takes: a divisor of all, so that every step has the same shape."""
     most = max(1, STEP_TOKENS // length)
     return max(count for count in range(1, min(most, blocks) + 1) if blocks % count == 0)
+
+
+def states_bytes(config: LlamaConfig | OptConfig, tokens: int, *, settings: ConvertSettings) -> int:
+    """What the files of hidden states take at most, for a text of so many tokens."""
+    width, before = config.hidden_size, config.embedding_size
+    texts = 2 if settings.target == "model" else 1
+    # One after the other comes to its width behind the stem.
+    return (
+        4 * tokens * (texts * width if before == width else (texts - 1) * max(width, before) + width + before)
+    )

@@ -30,7 +30,7 @@ Statistics = Gram | Paired | SquaredNorms
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def stem_step(decoder: Decoder, params: Params, rows: Hidden) -> Hidden:
+def stem_step(decoder: Decoder, params: Params, rows: Float[Array, "batch length embedding"]) -> Hidden:
     """What the first layer sees, from embedding rows."""
     return models.stem(decoder, params, rows, _start(rows))
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from endor_jax import models
-from endor_jax.conversion.calibrate import Calibration
+from endor_jax.conversion.calibrate import Calibration, states_bytes
 from endor_jax.conversion.calibration_text import calibration_blocks, described
 from endor_jax.conversion.estimate import parsed_config
 from endor_jax.conversion.methods import Stored
@@ -159,8 +159,7 @@ def _prepared(
     # What an interrupted conversion left is either kept or removed first.
     need = disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
     if blocks is not None and settings.prune in CALIBRATED:
-        states = 4 * blocks.size * parsed_config(source.config).hidden_size
-        need += states * (2 if settings.target == "model" else 1)
+        need += states_bytes(parsed_config(source.config), blocks.size, settings=settings)
     check_room(destination, need)
     return task
 

@@ -64,7 +64,7 @@ def make_runner(
     executor = Executor(
         checkpoint, records, plan=plan, device=device, link=link, timeline=timeline, schedule=schedule
     )
-    return Runner(decoder, device, executor, shape, embedding, ends.get("stem"), ends["final"])
+    return Runner(decoder, device, executor, shape, embedding, ends.get("stem"), ends.get("final"))
 
 
 def _resident(checkpoint: Checkpoint, record: StoredRecord, device: Device) -> Record:

@@ -161,7 +161,8 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     records = {record.name: record for record in manifest.records}
     ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
     # All chunks of the longest prompts, before and after the layer that runs.
-    positions = 2 * array_bytes((shape.positions, config.hidden_size), shape.dtype)
+    wide = max(config.hidden_size, config.embedding_size)
+    positions = 2 * array_bytes((shape.positions, wide), shape.dtype)
     # One chunk, or a token of each row: the widest rows of the MLP in float32.
     tokens = max(CHUNK, shape.rows)
     widest = 4 * 4 * tokens * (config.intermediate_size + config.hidden_size)

@@ -40,7 +40,7 @@ class Runner:
     shape: Geometry
     embedding: Embedding
     stem: Record | None
-    final: Record
+    final: Record | None
 
     @property
     def layers(self) -> int:
@@ -212,7 +212,8 @@ def embed(runner: Runner, ids: Sequence[int], start: int, *, chunk: int = CHUNK)
     while first < len(ids):
         size = chunk if start + first + chunk <= runner.shape.capacity else 1
         piece = ids[first : first + size]
-        values = np.zeros((1, size, runner.decoder.config.hidden_size), dtype_from_name(runner.shape.dtype))
+        width = runner.decoder.config.embedding_size
+        values = np.zeros((1, size, width), dtype_from_name(runner.shape.dtype))
         values[0, : len(piece)] = runner.embedding.rows(piece)
         chunks.append(_enter(runner, values, np.array([start + first], np.int32), len(piece)))
         first += size

@@ -199,10 +199,10 @@ def _ends_seconds(
     """What a pass takes before its first layer and behind its last, the products of the head not counted."""
     rows = x.shape[0]
     stem = _dense(decoder.stem_shapes, dtype, device) if decoder.stem_shapes else None
-    final = _dense(decoder.final_shapes, dtype, device)
+    final = _dense(decoder.final_shapes, dtype, device) if decoder.final_shapes else None
     # Blocks of the embedding are decoded on the host.
     layout, words = _embedding_block(shape)
-    values = np.zeros((rows, 1, decoder.config.hidden_size), dtype_from_name(shape.dtype))
+    values = np.zeros((rows, 1, decoder.config.embedding_size), dtype_from_name(shape.dtype))
     logits = jax.device_put(jnp.zeros((rows, 1, shape.config.vocabulary_size), jnp.float32), device)
     sampler, random = Sampler(), np.random.default_rng(0)
 
@@ -236,7 +236,7 @@ def _dense(shapes: Mapping[str, tuple[int, ...]], dtype: str, device: Device) ->
 
 def _embedding_block(shape: Geometry) -> tuple[FieldLayout, np.ndarray]:
     """Some rows of a random embedding, and their words."""
-    rows = np.random.default_rng(0).standard_normal((64, shape.config.hidden_size), np.float32)
+    rows = np.random.default_rng(0).standard_normal((64, shape.config.embedding_size), np.float32)
     encoded = encode_array(rows.astype(dtype_from_name(shape.dtype)), "dense-packed:3")
     assert isinstance(encoded.layout, FieldLayout)
     return encoded.layout, np.asarray(encoded.parts[0])

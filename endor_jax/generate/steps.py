@@ -28,7 +28,7 @@ def _views(record: Record | None) -> models.Params:
 def stem_step(
     decoder: Decoder,
     record: Record | None,
-    rows: Float[Array, "batch time hidden"],
+    rows: Float[Array, "batch time embedding"],
     start: Int[Array, " batch"],
 ) -> Float[Array, "batch time hidden"]:
     """What the first layer takes, from embedding rows."""
@@ -81,14 +81,14 @@ def pick_step(
 
 @functools.partial(jax.jit, static_argnames="decoder")
 def final_step(
-    decoder: Decoder, record: Record, x: Float[Array, "batch time hidden"]
-) -> Float[Array, "batch time hidden"]:
+    decoder: Decoder, record: Record | None, x: Float[Array, "batch time hidden"]
+) -> Float[Array, "batch time embedding"]:
     """What the head multiplies."""
     return models.final(decoder, _views(record), x)
 
 
 @jax.jit
-def head_step(record: Record, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time rows"]:
+def head_step(record: Record, x: Float[Array, "batch time embedding"]) -> Float[Array, "batch time rows"]:
     """Float32 logits of one block of vocabulary rows."""
     return linear(x, record["weight"], output_dtype=jnp.dtype("float32"))
 
@@ -108,7 +108,7 @@ class Fold(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="vocabulary")
 def fold_step(
-    record: Record, x: Float[Array, "1 time hidden"], fold: Fold, first: Int[Array, ""], vocabulary: int
+    record: Record, x: Float[Array, "1 time embedding"], fold: Fold, first: Int[Array, ""], vocabulary: int
 ) -> Fold:
     """The fold with one more block of vocabulary rows, which begins at row `first`.
 

@@ -1,11 +1,13 @@
-"""Causal attention over a preallocated cache, with grouped queries and, where the family has it, RoPE.
+"""Causal attention over a preallocated cache, with grouped queries and what else a family has.
 
-Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245).
+Sources: Vaswani et al. 2017 (arXiv 1706.03762); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245);
+a sliding window, Jiang et al. 2023 (arXiv 2310.06825).
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +20,27 @@ from endor_jax.kernels.order import after
 from endor_jax.models import cache as kv_cache
 from endor_jax.models.cache import KVCache
 from endor_jax.models.linear import Linear
+from endor_jax.models.norms import RMSNorm
 from endor_jax.models.rope import Rope, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionKind:
+    """What attention is like in a family. Hashable: part of what a step is compiled for.
+
+    head_norm_epsilon: of an RMSNorm of each query and each key, before RoPE; None without such norms.
+    rope: None where positions are added to x. window: a query sees so many positions, its own included; None
+    for all up to its own.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    head_norm_epsilon: float | None = None
+    rope: Rope | None = None
+    window: int | None = None
 
 
 class Attention(nnx.Module):
@@ -27,22 +49,16 @@ class Attention(nnx.Module):
     same_input: ClassVar[dict[str, str]] = {"key": "query", "value": "query"}
     """Which of its matrices are multiplied with what another is multiplied with."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        bias: bool,
-        rope: Rope | None = None,
-    ):
-        self.head_dim = head_dim
-        self.rope = rope
-        self.query = Linear(hidden_size, heads * head_dim, bias=bias)
-        self.key = Linear(hidden_size, kv_heads * head_dim, bias=bias)
-        self.value = Linear(hidden_size, kv_heads * head_dim, bias=bias)
-        self.output = Linear(heads * head_dim, hidden_size, bias=bias)
+    def __init__(self, hidden_size: int, kind: AttentionKind):
+        self.kind = kind
+        width, kv_width = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim
+        self.query = Linear(hidden_size, width, bias=kind.qkv_bias)
+        self.key = Linear(hidden_size, kv_width, bias=kind.qkv_bias)
+        self.value = Linear(hidden_size, kv_width, bias=kind.qkv_bias)
+        epsilon = kind.head_norm_epsilon
+        self.query_norm = None if epsilon is None else RMSNorm(kind.head_dim, epsilon=epsilon)
+        self.key_norm = None if epsilon is None else RMSNorm(kind.head_dim, epsilon=epsilon)
+        self.output = Linear(width, hidden_size, bias=kind.output_bias)
 
     def __call__(
         self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, " batch"]
@@ -53,12 +69,14 @@ class Attention(nnx.Module):
         query = self.query(x)
         key = self.key(after(x, query))
         value = self.value(after(x, key))
-        query, key, value = (y.reshape(batch, time, -1, self.head_dim) for y in (query, key, value))
-        if self.rope is not None:
-            query = rotate(query, positions, rope=self.rope)
-            key = rotate(key, positions, rope=self.rope)
+        query, key, value = (y.reshape(batch, time, -1, self.kind.head_dim) for y in (query, key, value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.kind.rope is not None:
+            query = rotate(query, positions, rope=self.kind.rope)
+            key = rotate(key, positions, rope=self.kind.rope)
         cache = kv_cache.write(cache, key, value, start)
-        mixed = attend(query, cache, positions)
+        mixed = attend(query, cache, positions, window=self.kind.window)
         return self.output(mixed.reshape(batch, time, -1)), cache
 
 
@@ -67,24 +85,35 @@ SHORTEST = 128
 
 
 def attend(
-    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
+    query: Float[Array, "batch time heads head_dim"],
+    cache: KVCache,
+    positions: Int[Array, "batch time"],
+    *,
+    window: int | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """softmax(q · k / √head_dim) · v over the cached positions up to each query's own, in query's dtype.
 
     Scores and softmax are float32. Every query sees at least itself, so no row of scores is empty.
+    window: only the last so many positions are seen, the query's own included. The cache keeps them all: what
+    is outside is masked.
 
     On CPU only as much of the cache is looked at as holds what any query sees, rounded up to a power of two:
     there what is masked costs as much as what is not. How much that is depends on the longest sequence of a
     batch, and with it the order of sums. A GPU would wait for the host to choose.
     """
+    whole = functools.partial(_attend, window=window)
     if len(_lengths(cache.capacity)) == 1:
-        return _attend(query, cache, positions)
-    return lax.platform_dependent(query, cache, positions, cpu=_attend_reached, default=_attend)
+        return whole(query, cache, positions)
+    reached = functools.partial(_attend_reached, window)
+    return lax.platform_dependent(query, cache, positions, cpu=reached, default=whole)
 
 
-@jax.custom_jvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend_reached(
-    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
+    window: int | None,
+    query: Float[Array, "batch time heads head_dim"],
+    cache: KVCache,
+    positions: Int[Array, "batch time"],
 ) -> Float[Array, "batch time heads head_dim"]:
     """`attend` over as much of a cache as is reached.
 
@@ -94,7 +123,7 @@ def _attend_reached(
 
     def attend_first(length: int, query: jax.Array, bits: KVCache, positions: jax.Array) -> jax.Array:
         first = jax.tree.map(lambda all_positions: all_positions[:, :length], bits)
-        return _attend(query, kv_cache.as_floats(first, dtype), positions)
+        return _attend(query, kv_cache.as_floats(first, dtype), positions, window=window)
 
     branches = [functools.partial(attend_first, length) for length in lengths]
     shorter = jnp.max(positions) >= jnp.array(lengths[:-1], positions.dtype)
@@ -103,11 +132,13 @@ def _attend_reached(
 
 
 @_attend_reached.defjvp
-def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def _(window: int | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """Through integers no gradient flows, so that of `_attend` is given."""
     query, cache, positions = primals
-    _, changed = jax.jvp(lambda query, cache: _attend(query, cache, positions), (query, cache), tangents[:2])
-    return _attend_reached(query, cache, positions), changed
+    _, changed = jax.jvp(
+        lambda query, cache: _attend(query, cache, positions, window=window), (query, cache), tangents[:2]
+    )
+    return _attend_reached(window, query, cache, positions), changed
 
 
 def _lengths(capacity: int) -> list[int]:
@@ -121,7 +152,11 @@ def _lengths(capacity: int) -> list[int]:
 
 
 def _attend(
-    query: Float[Array, "batch time heads head_dim"], cache: KVCache, positions: Int[Array, "batch time"]
+    query: Float[Array, "batch time heads head_dim"],
+    cache: KVCache,
+    positions: Int[Array, "batch time"],
+    *,
+    window: int | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """`attend` over all of a cache."""
     batch, time, heads, head_dim = query.shape
@@ -132,7 +167,10 @@ def _attend(
     precision = lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
     product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     scores = product("btkgd,bskd->bkgts", grouped, keys)
-    seen = jnp.arange(capacity, dtype=positions.dtype)[None, None, :] <= positions[:, :, None]
+    entries = jnp.arange(capacity, dtype=positions.dtype)[None, None, :]
+    seen = entries <= positions[:, :, None]
+    if window is not None and window < capacity:
+        seen = seen & (entries > positions[:, :, None] - window)
     scores = jnp.where(seen[:, None, None], scores * head_dim**-0.5, -jnp.inf)
     # What lies behind the last query is multiplied by 0, which would let a NaN through.
     reached = jnp.arange(capacity, dtype=positions.dtype)[None] <= positions[:, -1:]

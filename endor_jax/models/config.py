@@ -2,23 +2,27 @@
 
 A key of config.json is handled, has one value that we implement, may be ignored for a stated reason, or is
 refused by name: a key nobody looked at may change what the model computes (Penzai's rule).
-Keys and defaults: transformers v5, `LlamaConfig` and `OPTConfig`, and the v4 spellings they still accept.
+Keys and defaults: the config classes of transformers v5, and the v4 spellings they still accept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
-from endor_jax.models import hf_keys, hf_rope
+from endor_jax.models import hf_keys, hf_rope, hf_window
 from endor_jax.models.rope import Rope
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """A Llama: RMSNorm, grouped-query attention with RoPE, SwiGLU (Touvron et al. 2023, arXiv 2307.09288).
+
+    So are Mistral, Qwen2 and Qwen3. `window`: a query sees so many positions, its own included; None for all
+    up to its own. `qkv_bias`, `output_bias`, `mlp_bias`: which matrices have biases. `head_norms`: an RMSNorm
+    of every query and key before RoPE.
 
     `kv_heads` is 1 for multi-query and `heads` for multi-head attention; `head_dim` need not be hidden_size /
     heads; `tied_head`: the output head is the token embedding. Raises InvalidInputError on construction
@@ -36,9 +40,12 @@ class LlamaConfig:
     max_positions: int
     norm_epsilon: float
     rope: Rope
-    attention_bias: bool
+    qkv_bias: bool
+    output_bias: bool
     mlp_bias: bool
     tied_head: bool
+    head_norms: bool = False
+    window: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -48,14 +55,25 @@ class LlamaConfig:
         if self.head_dim < 2 or self.head_dim % 2:
             got = f"head_dim {self.head_dim}"
             raise _inconsistent("LlamaConfig", got, "an even head_dim of at least 2: RoPE turns pairs")
+        if self.window is not None and self.window < 1:
+            raise _inconsistent("LlamaConfig", f"window {self.window}", "at least 1, or None")
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embedding rows, and of what the output head multiplies."""
+        return self.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptConfig:
-    """A pre-norm OPT: LayerNorm, learned positions, biases, ReLU (Zhang et al. 2022, arXiv 2205.01068).
+    """An OPT: LayerNorm, learned positions, MLPs without gates (Zhang et al. 2022, arXiv 2205.01068).
 
-    `tied_head`: the output head is the token embedding. Raises InvalidInputError on construction unless every
-    size is at least 1 and heads divides hidden_size.
+    `tied_head`: the output head is the token embedding. `projected_size`: width of the embedding rows where a
+    matrix makes hidden_size of them, and another one the reverse in front of the head; None without these.
+    `pre_norm`: norms stand in front of attention and MLP, not behind the sums. `final_norm`: there is one
+    behind the last block. `bias`: of all matrices of the blocks. `affine_norms`: norms have parameters.
+    Defaults are what most of the family has. Raises InvalidInputError on construction unless every size is at
+    least 1 and heads divides hidden_size.
     """
 
     family: ClassVar[str] = "opt"
@@ -66,6 +84,13 @@ class OptConfig:
     heads: int
     max_positions: int
     tied_head: bool
+    projected_size: int | None = None
+    pre_norm: bool = True
+    final_norm: bool = True
+    bias: bool = True
+    affine_norms: bool = True
+    activation: Literal["relu", "gelu"] = "relu"
+    """gelu is the exact one, by the error function."""
     norm_epsilon: float = 1e-5
     """transformers has no key for it: torch's LayerNorm default."""
 
@@ -85,6 +110,11 @@ class OptConfig:
         """Width of one head."""
         return self.hidden_size // self.heads
 
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embedding rows, and of what the output head multiplies."""
+        return self.hidden_size if self.projected_size is None else self.projected_size
+
 
 def from_hf(config: Mapping[str, Any]) -> LlamaConfig | OptConfig:
     """The config that a parsed Hugging Face config.json describes; missing keys have transformers' defaults.
@@ -99,7 +129,7 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig | OptConfig:
             "config.json: key 'model_type'",
             got="no value" if model_type is None else repr(model_type),
             expected=f"one of {', '.join(sorted(_FAMILIES))}",
-            fix="choose a checkpoint of a supported family",
+            fix="this version reads no other families; choose a checkpoint of one of these",
         )
     keys, build = _FAMILIES[model_type]
     for key, value in config.items():
@@ -115,32 +145,64 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig | OptConfig:
 
 
 def _llama(config: Mapping[str, Any], fields: dict[str, Any]) -> LlamaConfig:
+    biased = hf_keys.flag("attention_bias", config.get("attention_bias", False))
+    return _llama_like(config, fields, qkv_bias=biased, output_bias=biased)
+
+
+def _mistral(config: Mapping[str, Any], fields: dict[str, Any]) -> LlamaConfig:
+    fields |= {"mlp_bias": False, "window": hf_window.of_mistral(config)}
+    return _llama_like(config, fields, qkv_bias=False, output_bias=False)
+
+
+def _qwen2(config: Mapping[str, Any], fields: dict[str, Any]) -> LlamaConfig:
+    fields |= {"mlp_bias": False, "window": hf_window.of_qwen(config, fields["layers"])}
+    return _llama_like(config, fields, qkv_bias=True, output_bias=False)
+
+
+def _qwen3(config: Mapping[str, Any], fields: dict[str, Any]) -> LlamaConfig:
+    biased = hf_keys.flag("attention_bias", config.get("attention_bias", False))
+    fields |= {"mlp_bias": False, "head_norms": True, "window": hf_window.of_qwen(config, fields["layers"])}
+    return _llama_like(config, fields, qkv_bias=biased, output_bias=biased)
+
+
+def _llama_like(
+    config: Mapping[str, Any], fields: dict[str, Any], *, qkv_bias: bool, output_bias: bool
+) -> LlamaConfig:
+    """With what transformers derives when it is missing or null."""
     heads, hidden_size = fields["heads"], fields["hidden_size"]
-    # transformers derives these two when they are missing or null.
-    kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
-    if head_dim is None and hidden_size % heads:
+    if fields["head_dim"] is None and hidden_size % heads:
         got = f"hidden_size {hidden_size}, {heads} heads and no head_dim"
         raise _inconsistent("LlamaConfig", got, "heads divides hidden_size")
-    return LlamaConfig(
-        kv_heads=heads if kv_heads is None else hf_keys.size("num_key_value_heads", kv_heads),
-        head_dim=hidden_size // heads if head_dim is None else hf_keys.size("head_dim", head_dim),
-        rope=hf_rope.rope(config),
+    derived = {
+        "kv_heads": fields["kv_heads"] or heads,
+        "head_dim": fields["head_dim"] or hidden_size // heads,
+        "rope": hf_rope.rope(config),
+    }
+    return LlamaConfig(**fields | derived, qkv_bias=qkv_bias, output_bias=output_bias)
+
+
+def _opt(config: Mapping[str, Any], fields: dict[str, Any]) -> OptConfig:
+    width = hf_keys.size_or_null("word_embed_proj_dim", config.get("word_embed_proj_dim"))
+    removed = hf_keys.flag("_remove_final_layer_norm", config.get("_remove_final_layer_norm", False))
+    activation = config.get("activation_function", "relu")
+    if activation not in ("relu", "gelu"):
+        raise hf_keys.unsupported("activation_function", activation, "'relu' or 'gelu'")
+    return OptConfig(
+        projected_size=None if width == fields["hidden_size"] else width,
+        final_norm=fields["pre_norm"] and not removed,
+        activation=activation,
         **fields,
     )
 
 
-def _opt(config: Mapping[str, Any], fields: dict[str, Any]) -> OptConfig:
-    width = config.get("word_embed_proj_dim")
-    if width not in (None, fields["hidden_size"]):
-        expected = f"{fields['hidden_size']}, the hidden_size: there are no projections around the embedding"
-        raise hf_keys.unsupported("word_embed_proj_dim", width, expected)
-    return OptConfig(**fields)
-
-
 _FAMILIES: dict[str, tuple[hf_keys.Keys, Callable[..., LlamaConfig | OptConfig]]] = {
     "llama": (hf_keys.LLAMA, _llama),
+    "mistral": (hf_keys.MISTRAL, _mistral),
     "opt": (hf_keys.OPT, _opt),
+    "qwen2": (hf_keys.QWEN2, _qwen2),
+    "qwen3": (hf_keys.QWEN3, _qwen3),
 }
+"""By `model_type`: its keys, and what makes a config of them."""
 
 
 def _check_sizes(config: LlamaConfig | OptConfig) -> None:
@@ -152,6 +214,7 @@ def _check_sizes(config: LlamaConfig | OptConfig) -> None:
         "heads",
         "kv_heads",
         "max_positions",
+        "embedding_size",
     ):
         if getattr(config, name) < 1:
             raise _inconsistent(

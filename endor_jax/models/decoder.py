@@ -37,7 +37,7 @@ class Stem(Protocol):
     """What stands between the embedding rows and the first block."""
 
     def __call__(
-        self, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
+        self, rows: Float[Array, "batch time embedding"], start: Int[Array, " batch"]
     ) -> Float[Array, "batch time hidden"]: ...
 
 
@@ -52,7 +52,7 @@ class Block(Protocol):
 class Final(Protocol):
     """What stands between the last block and the output head."""
 
-    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]: ...
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time embedding"]: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Decoder:
 
     @property
     def final_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of the final part's parameters."""
+        """Name → shape of the final part's parameters; empty for some OPTs without a norm there."""
         return dict(self.final.shapes)
 
 
@@ -126,7 +126,7 @@ def decoder(config: LlamaConfig | OptConfig) -> Decoder:
 
 
 def stem(
-    decoder: Decoder, params: Params, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
+    decoder: Decoder, params: Params, rows: Float[Array, "batch time embedding"], start: Int[Array, " batch"]
 ) -> Float[Array, "batch time hidden"]:
     """x for the first block, from the embedding rows of the tokens at positions start, ..., start + time − 1.
 
@@ -174,8 +174,10 @@ def tapped_block(
 
 def final(
     decoder: Decoder, params: Params, x: Float[Array, "batch time hidden"]
-) -> Float[Array, "batch time hidden"]:
-    """What the output head multiplies. Logits of a model with a tied head are x @ embedding.T.
+) -> Float[Array, "batch time embedding"]:
+    """What the output head multiplies, as wide as the embedding rows.
+
+    Logits of a model with a tied head are x @ embedding.T.
 
     Raises InvalidInputError unless the names and shapes of `params` are those of `decoder.final_shapes`.
     """

@@ -1,7 +1,8 @@
 """The keys of Hugging Face's config.json, a set of tables per family: read, of one value only, or ignorable.
 
-Source: transformers v5.23 `LlamaConfig`, `OPTConfig` and `PreTrainedConfig` with their defaults, and the keys
-that v4 and the published checkpoints of both families write. A key in none of the tables is refused.
+Source: the config classes of transformers v5.23 (`LlamaConfig`, `MistralConfig`, `OPTConfig`, `Qwen2Config`,
+`Qwen3Config`, `PreTrainedConfig`) with their defaults, and the keys that v4 and the published checkpoints of
+the families write. A key in none of the tables is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from endor_jax.errors import InvalidInputError, UnsupportedError
 
 ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
 """What `hf_rope` reads."""
+WINDOW_KEYS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+"""What `hf_window` reads."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ def size(key: str, value: Any) -> int:
     """`value` if it is an integer of at least 1, else InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise invalid(key, repr(value), "an integer of at least 1")
+    return value
+
+
+def size_or_null(key: str, value: Any) -> int | None:
+    """`value` if it is an integer of at least 1 or null, else InvalidInputError."""
+    return None if value is None else size(key, value)
+
+
+def count(key: str, value: Any) -> int:
+    """`value` if it is an integer of at least 0, else InvalidInputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise invalid(key, repr(value), "an integer of at least 0")
     return value
 
 
@@ -86,9 +101,9 @@ def unsupported(key: str, value: Any, expected: str) -> UnsupportedError:
 
 _IGNORED = frozenset(
     {
-        # Who wrote the file and for which class; the family is in model_type.
-        *("architectures", "_name_or_path", "transformers_version", "auto_map", "transformers.js_config"),
-        *("is_llama_config", "_commit_hash", "unsloth_fixed", "unsloth_version"),
+        # Who wrote the file and for which class; the table was chosen by model_type.
+        *("model_type", "architectures", "_name_or_path", "transformers_version", "auto_map"),
+        *("transformers.js_config", "is_llama_config", "_commit_hash", "unsloth_fixed", "unsloth_version"),
         # The first Llama conversions wrote it beside max_position_embeddings; nothing reads it.
         "max_sequence_length",
         # The dtype is that of each stored tensor.
@@ -115,7 +130,6 @@ _IGNORED = frozenset(
     }
 )
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama", "opt"),
     "quantization_config": (None,),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
@@ -124,22 +138,60 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({},),
 }
 
+_LLAMA_FIELDS = {
+    "vocab_size": Field("vocabulary_size", size, 32_000),
+    "hidden_size": Field("hidden_size", size, 4096),
+    "intermediate_size": Field("intermediate_size", size, 11_008),
+    "num_hidden_layers": Field("layers", size, 32),
+    "num_attention_heads": Field("heads", size, 32),
+    # Null for as many as heads, and for hidden_size / heads.
+    "num_key_value_heads": Field("kv_heads", size_or_null, None),
+    "head_dim": Field("head_dim", size_or_null, None),
+    "max_position_embeddings": Field("max_positions", size, 2048),
+    "rms_norm_eps": Field("norm_epsilon", positive, 1e-6),
+    "tie_word_embeddings": Field("tied_head", flag, False),
+}
+_LLAMA_ONLY = _ONLY | {
+    "hidden_act": ("silu", "swish"),
+    "rope_interleaved": (False,),
+    "partial_rotary_factor": (1, None),
+}
+_QWEN_FIELDS = _LLAMA_FIELDS | {
+    "vocab_size": Field("vocabulary_size", size, 151_936),
+    "intermediate_size": Field("intermediate_size", size, 22_016),
+    "num_key_value_heads": Field("kv_heads", size_or_null, 32),
+    "max_position_embeddings": Field("max_positions", size, 32_768),
+}
+
 LLAMA = Keys(
-    fields={
-        "vocab_size": Field("vocabulary_size", size, 32_000),
-        "hidden_size": Field("hidden_size", size, 4096),
-        "intermediate_size": Field("intermediate_size", size, 11_008),
-        "num_hidden_layers": Field("layers", size, 32),
-        "num_attention_heads": Field("heads", size, 32),
-        "max_position_embeddings": Field("max_positions", size, 2048),
-        "rms_norm_eps": Field("norm_epsilon", positive, 1e-6),
-        "attention_bias": Field("attention_bias", flag, False),
-        "mlp_bias": Field("mlp_bias", flag, False),
-        "tie_word_embeddings": Field("tied_head", flag, False),
+    fields=_LLAMA_FIELDS | {"mlp_bias": Field("mlp_bias", flag, False)},
+    derived=frozenset({"attention_bias", *ROPE_KEYS}),
+    only=_LLAMA_ONLY,
+    ignored=_IGNORED,
+)
+MISTRAL = Keys(
+    fields=_LLAMA_FIELDS
+    | {
+        "intermediate_size": Field("intermediate_size", size, 14_336),
+        "num_key_value_heads": Field("kv_heads", size_or_null, 8),
+        "max_position_embeddings": Field("max_positions", size, 131_072),
     },
-    derived=frozenset({"num_key_value_heads", "head_dim", *ROPE_KEYS}),
-    only=_ONLY
-    | {"hidden_act": ("silu", "swish"), "rope_interleaved": (False,), "partial_rotary_factor": (1, None)},
+    derived=frozenset({"sliding_window", *ROPE_KEYS}),
+    only=_LLAMA_ONLY,
+    ignored=_IGNORED,
+)
+QWEN2 = Keys(
+    fields=_QWEN_FIELDS,
+    derived=ROPE_KEYS | WINDOW_KEYS,
+    # Positions of images, which the vision models of the family have.
+    only=_LLAMA_ONLY | {"use_mrope": (False,)},
+    ignored=_IGNORED,
+)
+QWEN3 = Keys(
+    # Its head_dim is never derived.
+    fields=_QWEN_FIELDS | {"head_dim": Field("head_dim", size, 128)},
+    derived=frozenset({"attention_bias"}) | ROPE_KEYS | WINDOW_KEYS,
+    only=_LLAMA_ONLY,
     ignored=_IGNORED,
 )
 OPT = Keys(
@@ -150,16 +202,14 @@ OPT = Keys(
         "num_hidden_layers": Field("layers", size, 12),
         "num_attention_heads": Field("heads", size, 12),
         "max_position_embeddings": Field("max_positions", size, 2048),
+        "do_layer_norm_before": Field("pre_norm", flag, True),
+        "enable_bias": Field("bias", flag, True),
+        "layer_norm_elementwise_affine": Field("affine_norms", flag, True),
         "tie_word_embeddings": Field("tied_head", flag, True),
     },
-    derived=frozenset({"word_embed_proj_dim"}),
-    only=_ONLY
-    | {
-        "activation_function": ("relu",),
-        "do_layer_norm_before": (True,),
-        "_remove_final_layer_norm": (False,),
-        "enable_bias": (True,),
-        "layer_norm_elementwise_affine": (True,),
-    },
-    ignored=_IGNORED,
+    derived=frozenset({"word_embed_proj_dim", "_remove_final_layer_norm", "activation_function"}),
+    # Two that the Galactica checkpoints have: transformers reads neither, and computes as if they were so.
+    only=_ONLY | {"learned_embeddings": (True,), "scale_embeddings": (False,)},
+    # opt-13b and opt-30b have it from the code they were trained with; nothing reads it.
+    ignored=_IGNORED | {"output_projection"},
 )

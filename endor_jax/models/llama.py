@@ -1,6 +1,8 @@
-"""The Llama family: stem, block and final part, in the order x passes through them.
+"""The Llama family and its neighbours: stem, block and final part, in the order x passes through them.
 
-Source: Touvron et al. 2023 (arXiv 2307.09288) as transformers' modeling_llama computes it.
+Mistral, Qwen2 and Qwen3 have the same block: what differs is in `LlamaConfig`.
+Source: Touvron et al. 2023 (arXiv 2307.09288) as transformers' modeling_llama computes it, and its
+modeling_mistral, modeling_qwen2 and modeling_qwen3.
 """
 
 from __future__ import annotations
@@ -8,17 +10,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from endor_jax.kernels.order import after
-from endor_jax.models.attention import Attention
+from endor_jax.models.attention import Attention, AttentionKind
 from endor_jax.models.cache import KVCache
 from endor_jax.models.config import LlamaConfig
 from endor_jax.models.linear import Linear
-from endor_jax.models.parameter import array
+from endor_jax.models.norms import RMSNorm
 
 
 class LlamaStem(nnx.Module):
@@ -39,14 +39,17 @@ class LlamaBlock(nnx.Module):
 
     def __init__(self, config: LlamaConfig):
         self.attention_norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
-        self.attention = Attention(
-            hidden_size=config.hidden_size,
+        kind = AttentionKind(
             heads=config.heads,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
-            bias=config.attention_bias,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
+            head_norm_epsilon=config.norm_epsilon if config.head_norms else None,
             rope=config.rope,
+            window=config.window,
         )
+        self.attention = Attention(config.hidden_size, kind)
         self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
@@ -68,21 +71,6 @@ class LlamaFinal(nnx.Module):
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
         """What the output head multiplies."""
         return self.norm(x)
-
-
-class RMSNorm(nnx.Module):
-    """x / √(mean(x²) + epsilon) · scale, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-
-    def __init__(self, size: int, *, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones((size,)))
-
-    def __call__(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time size"]:
-        """The normalised x in x's dtype."""
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        scale = array(self.scale).astype(jnp.float32)[None, None]
-        return (wide * lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):

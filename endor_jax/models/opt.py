@@ -1,6 +1,7 @@
-"""The OPT family, pre-norm: stem, block and final part, in the order x passes through them.
+"""The OPT family: stem, block and final part, in the order x passes through them.
 
-Source: Zhang et al. 2022 (arXiv 2205.01068) as transformers' modeling_opt computes it.
+Source: Zhang et al. 2022 (arXiv 2205.01068) as transformers' modeling_opt computes it, in all variants: 350M
+has its norms behind the sums, and embeddings narrower than x; Galactica (arXiv 2211.09085) has GELU.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from endor_jax.models.attention import Attention
+from endor_jax.models.attention import Attention, AttentionKind
 from endor_jax.models.cache import KVCache
 from endor_jax.models.config import OptConfig
 from endor_jax.models.linear import Linear
+from endor_jax.models.norms import LayerNorm
 from endor_jax.models.parameter import array
 
 POSITION_OFFSET = 2
@@ -22,83 +23,84 @@ POSITION_OFFSET = 2
 
 
 class OptStem(nnx.Module):
-    """Learned positions, added to the embedding rows."""
+    """Embedding rows, made as wide as x where they are not, plus learned positions."""
 
     def __init__(self, config: OptConfig):
         shape = (config.max_positions + POSITION_OFFSET, config.hidden_size)
         self.positions = nnx.Param(jnp.zeros(shape))
+        width = config.projected_size
+        self.project_in = None if width is None else Linear(width, config.hidden_size, bias=False)
 
     def __call__(
-        self, rows: Float[Array, "batch time hidden"], start: Int[Array, " batch"]
+        self, rows: Float[Array, "batch time embedding"], start: Int[Array, " batch"]
     ) -> Float[Array, "batch time hidden"]:
         """x is the embedding rows plus the rows of positions start, ..., start + time − 1."""
         index = start[:, None] + POSITION_OFFSET + jnp.arange(rows.shape[1], dtype=start.dtype)[None]
         # The padding of a last chunk may lie beyond the table: it takes any row, where a slice would move
         # the whole chunk to other positions.
         learned = jnp.take(array(self.positions), index, axis=0, mode="clip")
-        return rows + learned.astype(rows.dtype)
+        x = rows if self.project_in is None else self.project_in(rows)
+        return x + learned.astype(x.dtype)
 
 
 class OptBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); or norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(self, config: OptConfig):
-        self.attention_norm = LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
-        self.attention = Attention(
-            hidden_size=config.hidden_size,
+        self.pre_norm = config.pre_norm
+        self.attention_norm = _norm(config)
+        kind = AttentionKind(
             heads=config.heads,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
-            bias=True,
+            qkv_bias=config.bias,
+            output_bias=config.bias,
         )
-        self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+        self.attention = Attention(config.hidden_size, kind)
+        self.mlp_norm = _norm(config)
+        self.mlp = FeedForward(config)
 
     def __call__(
         self, x: Float[Array, "batch time hidden"], cache: KVCache, start: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
         """The next x, and the cache with the new positions written."""
-        mixed, cache = self.attention(self.attention_norm(x), cache, start)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        if self.pre_norm:
+            mixed, cache = self.attention(self.attention_norm(x), cache, start)
+            x = x + mixed
+            return x + self.mlp(self.mlp_norm(x)), cache
+        mixed, cache = self.attention(x, cache, start)
+        x = self.attention_norm(x + mixed)
+        return self.mlp_norm(x + self.mlp(x)), cache
 
 
 class OptFinal(nnx.Module):
-    """The norm in front of the output head."""
+    """The norm behind the last block, where there is one, and the way back to the width of the embedding."""
 
     def __init__(self, config: OptConfig):
-        self.norm = LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
+        self.norm = _norm(config) if config.final_norm else None
+        width = config.projected_size
+        self.project_out = None if width is None else Linear(config.hidden_size, width, bias=False)
 
-    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time embedding"]:
         """What the output head multiplies."""
-        return self.norm(x)
-
-
-class LayerNorm(nnx.Module):
-    """(x − mean) / √(variance + epsilon) · scale + bias, in float32 (Ba et al. 2016, arXiv 1607.06450)."""
-
-    def __init__(self, size: int, *, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones((size,)))
-        self.bias = nnx.Param(jnp.zeros((size,)))
-
-    def __call__(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time size"]:
-        """The normalised x in x's dtype."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        scale = array(self.scale).astype(jnp.float32)[None, None]
-        bias = array(self.bias).astype(jnp.float32)[None, None]
-        return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.project_out is None else self.project_out(x)
 
 
 class FeedForward(nnx.Module):
-    """down(relu(up(x))), with biases."""
+    """down(activation(up(x)))."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int):
-        self.up = Linear(hidden_size, intermediate_size, bias=True)
-        self.down = Linear(intermediate_size, hidden_size, bias=True)
+    def __init__(self, config: OptConfig):
+        self.activation = config.activation
+        self.up = Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
         """The product in x's dtype."""
-        return self.down(jax.nn.relu(self.up(x)))
+        y = self.up(x)
+        return self.down(jax.nn.relu(y) if self.activation == "relu" else jax.nn.gelu(y, approximate=False))
+
+
+def _norm(config: OptConfig) -> LayerNorm:
+    return LayerNorm(config.hidden_size, epsilon=config.norm_epsilon, affine=config.affine_norms)

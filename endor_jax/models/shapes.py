@@ -8,17 +8,19 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def part_shapes(decoder: Decoder) -> dict[str, Shapes]:
-    """Part → parameter → shape, in the order x passes through them; no "stem" or "head" where there is none.
+    """Part → parameter → shape, in the order x passes through them.
 
-    Parts are "embedding", "stem", "layers.0" and so on, "final", "head".
+    Parts are "embedding", "stem", "layers.0" and so on, "final", "head"; no "stem", "final" or "head" where
+    there is none.
     """
     config = decoder.config
-    vocabulary = {"weight": (config.vocabulary_size, config.hidden_size)}
+    vocabulary = {"weight": (config.vocabulary_size, config.embedding_size)}
     parts: dict[str, Shapes] = {"embedding": vocabulary}
     if decoder.stem_shapes:
         parts["stem"] = decoder.stem_shapes
     parts |= {f"layers.{i}": decoder.block_shapes for i in range(config.layers)}
-    parts["final"] = decoder.final_shapes
+    if decoder.final_shapes:
+        parts["final"] = decoder.final_shapes
     if not config.tied_head:
         parts["head"] = vocabulary
     return parts

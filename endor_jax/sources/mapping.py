@@ -73,7 +73,7 @@ def to_hf(family: object, place: Place) -> str:
 def expected_places(family: object, config: Mapping[str, Any]) -> list[Place]:
     """Every tensor that a model with this config.json has, in the order of the table, layer by layer."""
     table = _family(family)
-    rows = [row for row in table.rows if row.needs is None or config.get(row.needs, False)]
+    rows = [row for row in table.rows if row.needs is None or row.needs(config)]
     if _tied(table, config):
         rows.remove(HEAD)
     first = [row for row in rows if row.record in ("embedding", "stem")]

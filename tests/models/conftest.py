@@ -1,9 +1,11 @@
-"""Tiny configs of both families, random parameters for them, and a whole model made of decoder functions."""
+"""Tiny configs of the families, random parameters for them, and a whole model made of decoder functions."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,8 @@ LLAMA = models.LlamaConfig(
     max_positions=40,
     norm_epsilon=1e-5,
     rope=Rope(theta=10_000.0),
-    attention_bias=True,
+    qkv_bias=True,
+    output_bias=True,
     mlp_bias=True,
     tied_head=False,
 )
@@ -39,9 +42,20 @@ OPT = models.OptConfig(
 )
 
 
+CONFIGS = {
+    "llama": LLAMA,
+    # With a window that is shorter than the sequences of the tests, and than some of their chunks.
+    "qwen3": dataclasses.replace(LLAMA, qkv_bias=False, head_norms=True, window=6),
+    "opt": OPT,
+    "opt-350m": dataclasses.replace(OPT, projected_size=24, pre_norm=False, final_norm=False),
+    "opt-bare": dataclasses.replace(OPT, bias=False, affine_norms=False, activation="gelu"),
+}
+
+
 @pytest.fixture(params=["llama", "opt"])
 def config(request: pytest.FixtureRequest) -> models.LlamaConfig | models.OptConfig:
-    return {"llama": LLAMA, "opt": OPT}[request.param]
+    """Tests of what may differ between the variants ask for more of CONFIGS."""
+    return CONFIGS[request.param]
 
 
 def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, jax.Array]:
@@ -68,12 +82,16 @@ class Model:
             self._counted(function) for function in (models.stem, models.block, models.final)
         )
 
-    def _counted(self, function: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object) -> object:
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: object) -> Any:
             self.traces[function.__name__] = self.traces.get(function.__name__, 0) + 1
             return function(self.decoder, *arguments)
 
         return jax.jit(counted)
+
+    def x(self, ids: np.ndarray) -> jax.Array:
+        """What the first block takes, of sequences that begin with `ids`."""
+        return self._stem(self.stem, jnp.asarray(self.embedding[ids]), jnp.zeros(len(ids), jnp.int32))
 
     def caches(self, *, batch: int, capacity: int) -> list[models.KVCache]:
         config = self.decoder.config
@@ -106,7 +124,7 @@ def make_model() -> type[Model]:
 @pytest.fixture
 def model(config: models.LlamaConfig | models.OptConfig) -> Model:
     decoder = models.decoder(config)
-    embedding = random_params({"": (config.vocabulary_size, config.hidden_size)}, 1)[""]
+    embedding = random_params({"": (config.vocabulary_size, config.embedding_size)}, 1)[""]
     return Model(
         decoder=decoder,
         stem=random_params(decoder.stem_shapes, 2),

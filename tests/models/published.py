@@ -168,6 +168,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "'mllama'",
     ),
     "Llama-4-Scout": ({"model_type": "llama4", "text_config": {}}, "'llama4'"),
+    "Phi-3-mini": ({"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}, "'phi3'"),
+    "Gemma-2-2B": ({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}, "'gemma2'"),
+    "Mixtral-8x7B": ({"model_type": "mixtral", "num_local_experts": 8}, "'mixtral'.*mistral, opt, qwen2"),
+    "Qwen3-30B-A3B": ({"model_type": "qwen3_moe", "num_experts": 128}, "'qwen3_moe'"),
     "SmolLM3-3B": ({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0]}, "'smollm3'"),
 }
 """Relatives that are not read: what their config.json says, and what the refusal must name."""

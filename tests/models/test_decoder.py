@@ -45,7 +45,9 @@ def test_names_and_shapes_llama(config):
         "mlp.up.weight": (48, 32),
         "mlp_norm.scale": (32,),
     }
-    plain = models.decoder(dataclasses.replace(config, attention_bias=False, mlp_bias=False, head_dim=6))
+    plain = models.decoder(
+        dataclasses.replace(config, qkv_bias=False, output_bias=False, mlp_bias=False, head_dim=6)
+    )
     assert not [name for name in plain.block_shapes if name.endswith("bias")]
     assert plain.block_shapes["attention.query.weight"] == (24, 32)
     assert plain.block_shapes["attention.output.weight"] == (32, 24)
@@ -61,6 +63,44 @@ def test_names_and_shapes_opt(config):
         *("mlp.up.weight", "mlp.up.bias", "mlp.down.weight", "mlp.down.bias"),
     }
     assert decoder.block_shapes["mlp.up.weight"] == (48, 32)
+
+
+@pytest.mark.parametrize("config", ["qwen3"], indirect=True)
+def test_names_and_shapes_with_norms_of_heads_and_biases_of_some_matrices(config):
+    shapes = models.decoder(config).block_shapes
+    assert shapes["attention.query_norm.scale"] == shapes["attention.key_norm.scale"] == (8,)
+    assert [name for name in shapes if name.endswith("bias") and name.startswith("attention")] == [
+        "attention.output.bias"
+    ]
+
+
+@pytest.mark.parametrize("config", ["opt-350m"], indirect=True)
+def test_names_and_shapes_of_narrow_embeddings(config):
+    decoder = models.decoder(config)
+    assert decoder.stem_shapes == {"positions": (42, 32), "project_in.weight": (32, 24)}
+    assert decoder.final_shapes == {"project_out.weight": (24, 32)}
+    shapes = models.part_shapes(decoder)
+    assert shapes["embedding"] == {"weight": (61, 24)}
+    assert "attention_norm.scale" in shapes["layers.2"]
+
+
+@pytest.mark.parametrize("config", ["opt-bare"], indirect=True)
+def test_a_part_without_parameters_is_none(config):
+    decoder = models.decoder(config)
+    assert list(models.part_shapes(decoder)) == ["embedding", "stem", "layers.0", "layers.1", "layers.2"]
+    assert set(decoder.block_shapes) == set(decoder.block_inputs)
+
+
+@pytest.mark.parametrize("config", ["llama", "qwen3"], indirect=True)
+def test_a_window_hides_what_is_older(model, config):
+    """Another first token changes the logits of what sees it, through as many layers as there are."""
+    other = IDS.copy()
+    other[:, 0] = (other[:, 0] + 1) % 61
+    one, two = (model.logits(ids, model.caches(batch=2, capacity=23), start=0) for ids in (IDS, other))
+    window = getattr(config, "window", None)
+    reach = 23 if window is None else config.layers * (window - 1) + 1
+    changed = np.abs(one - two).max(axis=(0, 2)) > 0
+    assert changed.tolist() == [position < reach for position in range(23)]
 
 
 def test_building_touches_no_device(config):
@@ -79,7 +119,17 @@ def test_equal_configs_make_equal_decoders(config):
     assert one != models.decoder(dataclasses.replace(config, heads=2, layers=1))
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 8])
+@pytest.mark.parametrize(
+    ("config", "chunk"),
+    [
+        *(("llama", chunk) for chunk in (1, 5, 8)),
+        *(("opt", chunk) for chunk in (1, 5, 8)),
+        # A window of 6 is shorter than the larger chunk, and ends within the smaller one.
+        *(("qwen3", chunk) for chunk in (5, 8)),
+        *(("opt-350m", 5), ("opt-bare", 5)),
+    ],
+    indirect=["config"],
+)
 def test_chunks_agree_with_single_tokens(model, chunk: int):
     whole = model.logits(IDS, model.caches(batch=2, capacity=23), start=0)
     # The last chunk is padded with other tokens, past the end of the prompt.
@@ -122,7 +172,7 @@ def test_x_keeps_the_compute_dtype(model, dtype):
     cache = models.create_cache(
         batch=1, capacity=4, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=dtype
     )
-    rows = jnp.ones((1, 4, config.hidden_size), dtype)
+    rows = jnp.ones((1, 4, config.embedding_size), dtype)
     x = models.stem(decoder, model.stem, rows, START[:1])
     # Norms and biases may be stored in a wider dtype than the matrices.
     params = {
@@ -147,7 +197,7 @@ def test_sequences_at_different_positions_are_independent(model):
 
 def test_compressed_parameters(model):
     decoder, params = model.decoder, model.layers[0]
-    x = jnp.asarray(model.embedding[IDS])
+    x = model.x(IDS)
     expected, _ = BLOCK(decoder, params, x, model.caches(batch=2, capacity=23)[0], START)
     tensors = {
         name: encode_array(np.asarray(value), "raw") if value.ndim > 1 else value
@@ -171,15 +221,16 @@ def test_views_of_a_record(model):
     def layer(record, x, cache):
         return models.block(decoder, {name: record[name] for name in record}, x, cache, START)
 
-    x = jnp.asarray(model.embedding[IDS])
+    x = model.x(IDS)
     y, _ = jax.jit(layer)(record, x, model.caches(batch=2, capacity=23)[0])
     expected, _ = BLOCK(decoder, model.layers[0], x, model.caches(batch=2, capacity=23)[0], START)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-def test_tapped_inputs(model):
+@pytest.mark.parametrize("config", ["llama", "qwen3", "opt", "opt-350m"], indirect=True)
+def test_tapped_inputs(model, config):
     decoder, params = model.decoder, model.layers[0]
-    x = jnp.asarray(model.embedding[IDS])
+    x = model.x(IDS)
     cache = model.caches(batch=2, capacity=23)[0]
     tapped = jax.jit(lambda params, x, cache: models.tapped_block(decoder, params, x, cache, START))
     y, _, inputs = tapped(params, x, cache)
@@ -195,6 +246,8 @@ def test_tapped_inputs(model):
         np.testing.assert_array_equal(inputs[name], inputs[first])
     distinct = {np.asarray(inputs[first]).tobytes() for first in same.values()}
     assert len(distinct) == len(set(same.values()))
+    if not getattr(config, "pre_norm", True):
+        return  # a norm stands behind the last product
     # The last product of a block, redone from what was tapped.
     down = np.asarray(inputs["mlp.down.weight"]) @ np.asarray(params["mlp.down.weight"]).T
     zeroed = {**params, "mlp.down.weight": jnp.zeros_like(params["mlp.down.weight"])}
@@ -205,20 +258,23 @@ def test_tapped_inputs(model):
 def test_wrong_names_are_listed(model):
     params = dict(model.layers[0])
     params["attention.q.weight"] = params.pop("attention.query.weight")
-    x, cache = jnp.asarray(model.embedding[IDS]), model.caches(batch=2, capacity=23)[0]
+    x, cache = model.x(IDS), model.caches(batch=2, capacity=23)[0]
     with pytest.raises(
         InvalidInputError, match=r"block: .*missing attention\.query\.weight, unexpected attention\.q\."
     ):
         models.block(model.decoder, params, x, cache, START)
-    with pytest.raises(InvalidInputError, match=r"final: .*missing norm\..*unexpected none"):
-        models.final(model.decoder, {}, x)
+    if model.final:
+        with pytest.raises(
+            InvalidInputError, match=r"final: .*missing (norm|project_out)\..*unexpected none"
+        ):
+            models.final(model.decoder, {}, x)
     with pytest.raises(InvalidInputError, match=r"stem: .*unexpected extra"):
         models.stem(model.decoder, {**model.stem, "extra": START}, x, START)
 
 
 def test_transposed_matrix_is_refused(model):
     params = {**model.layers[0], "mlp.up.weight": model.layers[0]["mlp.up.weight"].T}
-    x, cache = jnp.asarray(model.embedding[IDS]), model.caches(batch=2, capacity=23)[0]
+    x, cache = model.x(IDS), model.caches(batch=2, capacity=23)[0]
     with pytest.raises(
         InvalidInputError, match=r"'mlp\.up\.weight'.*\(32, 48\).*\(48, 32\).*\(outputs, inputs\)"
     ):

@@ -33,6 +33,8 @@ OPT_125M = json.loads("""{
   "vocab_size": 50272, "word_embed_proj_dim": 768
 }""")
 
+MISTRAL, QWEN2, QWEN3 = ({"model_type": name} for name in ("mistral", "qwen2", "qwen3"))
+
 
 def llama(config: dict) -> LlamaConfig:
     read = from_hf(config)
@@ -52,7 +54,8 @@ def test_published_llama():
         max_positions=8192,
         norm_epsilon=1e-5,
         rope=Rope(theta=100_000.0),
-        attention_bias=False,
+        qkv_bias=False,
+        output_bias=False,
         mlp_bias=False,
         tied_head=True,
     )
@@ -143,15 +146,24 @@ def test_head_dim_is_free():
         (SMOLLM2, "quantization_config", {"quant_method": "gptq"}),
         (SMOLLM2, "partial_rotary_factor", 0.5),
         (SMOLLM2, "sliding_window", 4096),
+        (MISTRAL, "attention_bias", False),
+        (MISTRAL, "layer_types", ["sliding_attention"] * 32),
+        (MISTRAL, "num_local_experts", 8),
+        (MISTRAL, "hidden_act", "gelu"),
+        (QWEN2, "attention_bias", True),
+        (QWEN2, "use_mrope", True),
+        (QWEN2, "num_experts", 60),
+        (QWEN3, "mlp_bias", True),
+        (QWEN3, "num_experts_per_tok", 8),
+        (QWEN3, "partial_rotary_factor", 0.5),
         (SMOLLM2, "num_local_experts", 8),
         (SMOLLM2, "is_encoder_decoder", True),
         (SMOLLM2, "pruned_heads", {"0": [1]}),
-        (OPT_125M, "do_layer_norm_before", False),
-        (OPT_125M, "word_embed_proj_dim", 512),
-        (OPT_125M, "_remove_final_layer_norm", True),
-        (OPT_125M, "enable_bias", False),
-        (OPT_125M, "layer_norm_elementwise_affine", False),
-        (OPT_125M, "activation_function", "gelu"),
+        (OPT_125M, "activation_function", "gelu_new"),
+        (OPT_125M, "activation_function", ["relu"]),
+        (OPT_125M, "learned_embeddings", False),
+        (OPT_125M, "scale_embeddings", True),
+        (OPT_125M, "layer_norm_epsilon", 1e-6),
         (OPT_125M, "quantization_config", {"bits": 4}),
         (OPT_125M, "rope_theta", 1e4),
     ],
@@ -217,9 +229,11 @@ def test_null_rope_theta_is_refused():
 
 
 def test_unknown_family():
-    with pytest.raises(UnsupportedError, match=r"model_type.*'gpt2'.*llama, opt"):
-        from_hf({"model_type": "gpt2"})
-    with pytest.raises(InvalidInputError, match=r"model_type.*no value.*llama, opt"):
+    families = "llama, mistral, opt, qwen2, qwen3"
+    for other in ("gpt2", "phi3", "gemma2", "mixtral", "qwen2_moe", "qwen3_moe"):
+        with pytest.raises(UnsupportedError, match=f"model_type.*'{other}'.*{families}"):
+            from_hf({"model_type": other})
+    with pytest.raises(InvalidInputError, match=f"model_type.*no value.*{families}"):
         from_hf({"vocab_size": 100})
 
 
@@ -232,6 +246,7 @@ def test_unknown_family():
         ({"hidden_size": 0}, "'hidden_size': got 0.*at least 1"),
         ({"hidden_size": "576"}, "'hidden_size': got '576'"),
         ({"num_hidden_layers": True}, "'num_hidden_layers': got True"),
+        ({"attention_bias": None}, "'attention_bias': got None"),
         ({"rms_norm_eps": None}, "'rms_norm_eps': got None"),
         ({"rope_theta": -1}, "'rope_theta': got -1"),
         ({"rope_theta": 10**400}, "'rope_theta': got 1000.*positive"),
@@ -249,10 +264,120 @@ def test_direct_construction_is_checked():
         dataclasses.replace(from_hf(SMOLLM2), layers=0)
     with pytest.raises(InvalidInputError, match="hidden_size 768 and 7 heads"):
         dataclasses.replace(from_hf(OPT_125M), heads=7)
+    with pytest.raises(InvalidInputError, match="embedding_size 0"):
+        dataclasses.replace(from_hf(OPT_125M), projected_size=0)
+    with pytest.raises(InvalidInputError, match=r"window 0.*at least 1"):
+        dataclasses.replace(from_hf(SMOLLM2), window=0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "fields"),
+    [
+        ({"word_embed_proj_dim": 512}, {"projected_size": 512}),
+        ({"word_embed_proj_dim": None}, {"projected_size": None}),
+        ({"do_layer_norm_before": False}, {"pre_norm": False, "final_norm": False}),
+        ({"_remove_final_layer_norm": True}, {"final_norm": False}),
+        ({"enable_bias": False}, {"bias": False}),
+        ({"layer_norm_elementwise_affine": False}, {"affine_norms": False}),
+        ({"activation_function": "gelu"}, {"activation": "gelu"}),
+        ({"tie_word_embeddings": False}, {"tied_head": False}),
+    ],
+)
+def test_variants_of_opt(keys: dict, fields: dict):
+    plain = from_hf(OPT_125M)
+    assert isinstance(plain, OptConfig)
+    assert from_hf(OPT_125M | keys) == dataclasses.replace(plain, **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"word_embed_proj_dim": 0}, "'word_embed_proj_dim': got 0"),
+        ({"_remove_final_layer_norm": None}, "'_remove_final_layer_norm': got None"),
+        ({"do_layer_norm_before": 1}, "'do_layer_norm_before': got 1"),
+        ({"enable_bias": "no"}, "'enable_bias': got 'no'"),
+    ],
+)
+def test_values_that_no_opt_has(change: dict, message: str):
+    with pytest.raises(InvalidInputError, match=message):
+        from_hf(OPT_125M | change)
+
+
+def test_neighbours_differ_from_a_llama_of_the_same_sizes():
+    sizes = {"num_key_value_heads": 8, "head_dim": 64, "vocab_size": 100, "intermediate_size": 99}
+    sizes["max_position_embeddings"] = 512
+    plain = llama({"model_type": "llama", **sizes})
+    assert llama(MISTRAL | sizes) == dataclasses.replace(plain, window=4096)
+    assert llama(MISTRAL | sizes | {"sliding_window": None}) == plain
+    assert llama(QWEN2 | sizes) == dataclasses.replace(plain, qkv_bias=True)
+    assert llama(QWEN3 | sizes) == dataclasses.replace(plain, head_norms=True)
+    biased = dataclasses.replace(plain, head_norms=True, qkv_bias=True, output_bias=True)
+    assert llama(QWEN3 | sizes | {"attention_bias": True}) == biased
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+USED = {"use_sliding_window": True, "sliding_window": 9, "num_hidden_layers": 4}
+
+
+@pytest.mark.parametrize("base", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("keys", "window"),
+    [
+        ({"use_sliding_window": False, "sliding_window": 9, "max_window_layers": 0}, None),
+        (USED | {"max_window_layers": 4}, None),
+        (USED | {"max_window_layers": 28}, None),
+        (USED | {"max_window_layers": 0}, 9),
+        (USED | {"sliding_window": None, "max_window_layers": 0}, None),
+        (USED | {"layer_types": [SLIDING] * 4}, 9),
+        (USED | {"layer_types": [FULL] * 4}, None),
+        (USED | {"layer_types": None, "max_window_layers": 0}, 9),
+        # The list comes first, as in transformers.
+        (USED | {"layer_types": [FULL] * 4, "max_window_layers": 0}, None),
+    ],
+)
+def test_windows_of_qwen(base: dict, keys: dict, window: int | None):
+    assert llama(base | keys).window == window
+
+
+@pytest.mark.parametrize("base", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("keys", "kind", "message"),
+    [
+        ({"max_window_layers": 1}, UnsupportedError, "'max_window_layers': got 1.*all of the 4 layers"),
+        ({"layer_types": [FULL, SLIDING] * 2}, UnsupportedError, "'layer_types'.*all of the 4 layers"),
+        ({"layer_types": ["chunked_attention"] * 4}, UnsupportedError, "'chunked_attention'"),
+        ({"layer_types": [FULL] * 3}, InvalidInputError, "got 3 of them.*each of the 4"),
+        ({"layer_types": "all"}, InvalidInputError, "'layer_types': got 'all'"),
+        ({"use_sliding_window": None}, InvalidInputError, "'use_sliding_window': got None"),
+        ({"sliding_window": -1}, InvalidInputError, "'sliding_window': got -1"),
+        ({"max_window_layers": -1}, InvalidInputError, "'max_window_layers': got -1.*at least 0"),
+        (
+            {"use_sliding_window": False, "layer_types": [SLIDING] * 4},
+            InvalidInputError,
+            "'sliding_attention' without a window",
+        ),
+    ],
+)
+def test_windows_of_qwen_that_are_refused(base: dict, keys: dict, kind: type[Exception], message: str):
+    with pytest.raises(kind, match=message):
+        from_hf(base | USED | keys)
+
+
+def test_a_window_of_mistral_is_a_number():
+    with pytest.raises(InvalidInputError, match="'sliding_window': got 0"):
+        from_hf(MISTRAL | {"sliding_window": 0})
+
+
+def test_the_head_dim_of_a_qwen3_is_not_derived():
+    assert llama(QWEN3 | {"hidden_size": 1024}).head_dim == 128
+    with pytest.raises(InvalidInputError, match="'head_dim': got None"):
+        from_hf(QWEN3 | {"head_dim": None})
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("family", ["LlamaConfig", "OPTConfig"])
+@pytest.mark.parametrize(
+    "family", ["LlamaConfig", "MistralConfig", "OPTConfig", "Qwen2Config", "Qwen3Config"]
+)
 def test_every_key_that_transformers_writes_is_known(family: str):
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, family)()

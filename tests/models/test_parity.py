@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from endor_jax import models
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from endor_jax.sources import locate, open_source
+from tests.end_to_end import transformers_models
+from tests.end_to_end.transformers_models import save_random, torch
 
 pytestmark = pytest.mark.reference
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "max_position_embeddings": 64}
 LLAMA = {**SIZES, "intermediate_size": 56, "num_attention_heads": 4, "initializer_range": 0.3}
 OPT = {**SIZES, "ffn_dim": 56, "num_attention_heads": 4, "init_std": 0.3}
+WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}
 VARIANTS = {
     "llama-mha": ("Llama", {**LLAMA, "num_key_value_heads": 4}),
     "llama-gqa": ("Llama", {**LLAMA, "num_key_value_heads": 2}),
@@ -41,101 +45,85 @@ VARIANTS = {
             },
         },
     ),
+    "mistral-window": ("Mistral", {**LLAMA, "num_key_value_heads": 2, "sliding_window": 7}),
+    "qwen2": ("Qwen2", {**LLAMA, "num_key_value_heads": 2}),
+    "qwen3": ("Qwen3", {**LLAMA, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": True}),
+    "qwen3-biases-window": (
+        "Qwen3",
+        {**LLAMA, **WINDOW, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True},
+    ),
     "opt": ("OPT", OPT),
     "opt-untied": ("OPT", {**OPT, "tie_word_embeddings": False}),
-}
-# (start of a name in torch, in ours); the first that fits is taken.
-NAMES = {
-    "llama": [
-        ("input_layernorm.weight", "attention_norm.scale"),
-        ("post_attention_layernorm.weight", "mlp_norm.scale"),
-        ("self_attn.q_proj", "attention.query"),
-        ("self_attn.k_proj", "attention.key"),
-        ("self_attn.v_proj", "attention.value"),
-        ("self_attn.o_proj", "attention.output"),
-        ("mlp.gate_proj", "mlp.gate"),
-        ("mlp.up_proj", "mlp.up"),
-        ("mlp.down_proj", "mlp.down"),
-        ("norm.weight", "norm.scale"),
-    ],
-    "opt": [
-        ("self_attn_layer_norm.weight", "attention_norm.scale"),
-        ("self_attn_layer_norm", "attention_norm"),
-        ("self_attn.q_proj", "attention.query"),
-        ("self_attn.k_proj", "attention.key"),
-        ("self_attn.v_proj", "attention.value"),
-        ("self_attn.out_proj", "attention.output"),
-        ("fc1", "mlp.up"),
-        ("fc2", "mlp.down"),
-        ("embed_positions.weight", "positions"),
-    ],
+    "opt-350m": ("OPT", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20}),
+    # Smaller weights make every token the same, larger ones a rounding into another token.
+    "opt-post-norm-untied": (
+        "OPT",
+        {**OPT, "do_layer_norm_before": False, "tie_word_embeddings": False, "init_std": 0.45},
+    ),
+    "opt-no-final-norm": ("OPT", {**OPT, "_remove_final_layer_norm": True}),
+    "opt-no-biases": ("OPT", {**OPT, "enable_bias": False}),
+    "opt-no-affine": ("OPT", {**OPT, "layer_norm_elementwise_affine": False}),
+    "opt-gelu": ("OPT", {**OPT, "activation_function": "gelu"}),
 }
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def reference(request: pytest.FixtureRequest):
-    family, config = VARIANTS[request.param]
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**config))
-    # Biases and norms start as zeros and ones, which would hide a wrong name.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.1 * torch.randn_like(parameter)
-    return model.eval()
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model as transformers saves it."""
+    return save_random(*VARIANTS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-@pytest.fixture
-def model(reference, make_model):
-    """The same model as decoder functions, its parameters taken from the torch state dict."""
-    decoder = models.decoder(models.from_hf(reference.config.to_dict()))
-    family = decoder.config.family
-    prefix = {"llama": "model.", "opt": "model.decoder."}[family]
-    state = {name.removeprefix(prefix): tensor.numpy() for name, tensor in reference.state_dict().items()}
-    inside = [{} for _ in range(decoder.config.layers)]
-    outside = {}
-    for name, value in state.items():
-        if name.startswith("layers."):
-            _, layer, rest = name.split(".", 2)
-            # OPT calls the second norm of a layer as it calls the last one of the model.
-            rest = rest.replace("final_layer_norm.weight", "mlp_norm.scale").replace("final_layer", "mlp")
-            inside[int(layer)][renamed(family, rest)] = jnp.asarray(value)
-        else:
-            name = name.replace("final_layer_norm.weight", "norm.scale").replace("final_layer_norm", "norm")
-            outside[renamed(family, name)] = jnp.asarray(value)
+@pytest.fixture(scope="module")
+def reference(directory: Path):
+    return transformers_models.reference(directory)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path, make_model):
+    """The same model as decoder functions, its parameters as they are in the files."""
+    with open_source(directory) as source:
+        decoder = models.decoder(models.from_hf(source.config))
+        params: dict[str, dict[str, jax.Array]] = {}
+        for place, name in locate(source).items():
+            params.setdefault(place.record, {})[place.tensor] = jnp.asarray(source.read(name))
+    embedding = params["embedding"]["weight"]
     return make_model(
         decoder,
-        stem={name: outside[name] for name in decoder.stem_shapes},
-        layers=inside,
-        final={name: outside[name] for name in decoder.final_shapes},
-        embedding=state["embed_tokens.weight"],
-        head=state["lm_head.weight"],
+        stem=params.get("stem", {}),
+        layers=[params[f"layers.{i}"] for i in range(decoder.config.layers)],
+        final=params.get("final", {}),
+        embedding=np.asarray(embedding),
+        head=np.asarray(params.get("head", {}).get("weight", embedding)),
     )
 
 
-def renamed(family: str, name: str) -> str:
-    return next((new + name.removeprefix(old) for old, new in NAMES[family] if name.startswith(old)), name)
+PROMPTS = np.random.default_rng(0).integers(3, 97, size=(2, 21))
+NEW_TOKENS = 40
+CAPACITY = 21 + NEW_TOKENS
 
 
 def test_logits(reference, model):
-    ids = np.random.default_rng(0).integers(3, 97, size=(2, 21))
     with torch.no_grad():
-        expected = reference(torch.from_numpy(ids)).logits.numpy()
+        expected = reference(torch.from_numpy(PROMPTS)).logits.numpy()
     assert np.abs(expected).max() > 1
-    np.testing.assert_allclose(
-        model.logits(ids, model.caches(batch=2, capacity=21), start=0), expected, atol=1e-4
-    )
+    caches = model.caches(batch=2, capacity=CAPACITY)
+    np.testing.assert_allclose(model.logits(PROMPTS, caches, start=0), expected, atol=1e-4)
 
 
 def test_greedy_tokens(reference, model):
-    prompt = np.random.default_rng(1).integers(3, 97, size=(1, 8))
     expected = reference.generate(
-        torch.from_numpy(prompt), do_sample=False, max_new_tokens=40, min_new_tokens=40, eos_token_id=None
-    ).numpy()[0, 8:]
-    assert len(set(expected.tolist())) > 3
-    caches = model.caches(batch=1, capacity=48)
-    tokens = [int(model.logits(prompt, caches, start=0)[0, -1].argmax())]
-    while len(tokens) < 40:
-        logits = model.logits(np.array([[tokens[-1]]]), caches, start=7 + len(tokens))
-        tokens.append(int(logits[0, -1].argmax()))
-    assert tokens == expected.tolist()
+        torch.from_numpy(PROMPTS),
+        attention_mask=torch.ones(2, 21, dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+    ).numpy()[:, 21:]
+    assert len(set(expected.ravel().tolist())) > 3
+    caches = model.caches(batch=2, capacity=CAPACITY)
+    tokens = [model.logits(PROMPTS, caches, start=0)[:, -1].argmax(-1)]
+    while len(tokens) < NEW_TOKENS:
+        logits = model.logits(tokens[-1][:, None], caches, start=20 + len(tokens))
+        tokens.append(logits[:, -1].argmax(-1))
+    np.testing.assert_array_equal(np.stack(tokens, axis=1), expected)

@@ -44,12 +44,22 @@ OPT: dict[str, Any] = {
     "max_position_embeddings": 16,
     "word_embed_proj_dim": 8,
 }
+OPT_350M = OPT | {"word_embed_proj_dim": 6, "do_layer_norm_before": False}
 CONFIGS = {
     "llama": LLAMA,
     "llama tied": LLAMA | {"tie_word_embeddings": True},
     "llama with biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
     "llama with attention biases": LLAMA | {"attention_bias": True},
+    "mistral": LLAMA | {"model_type": "mistral"},
+    "qwen2": LLAMA | {"model_type": "qwen2"},
+    "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 6},
+    "qwen3 with biases": LLAMA | {"model_type": "qwen3", "head_dim": 6, "attention_bias": True},
     "opt": OPT,
+    "opt 350m": OPT_350M,
+    "opt 350m untied": OPT_350M | {"tie_word_embeddings": False},
+    "opt without final norm": OPT | {"_remove_final_layer_norm": True},
+    "opt without biases": OPT | {"enable_bias": False},
+    "opt without parameters of norms": OPT | {"layer_norm_elementwise_affine": False},
     "opt untied": OPT | {"tie_word_embeddings": False},
 }
 
@@ -68,12 +78,7 @@ def test_there_and_back(config: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_places_are_the_parameters_of_the_modules(config: Mapping[str, Any]) -> None:
     decoder = models.decoder(models.from_hf(config))
-    expected = {"embedding": {"weight"}, "final": set(decoder.final_shapes)}
-    expected |= {f"layers.{i}": set(decoder.block_shapes) for i in range(2)}
-    if decoder.stem_shapes:
-        expected["stem"] = set(decoder.stem_shapes)
-    if not decoder.config.tied_head:
-        expected["head"] = {"weight"}
+    expected = {part: set(shapes) for part, shapes in models.part_shapes(decoder).items()}
     got: dict[str, set[str]] = {}
     for place in expected_places(config["model_type"], config):
         got.setdefault(place.record, set()).add(place.tensor)
@@ -89,18 +94,11 @@ def test_names_and_shapes_are_those_of_transformers(config: dict[str, Any]) -> N
     parameters = dict(model.named_parameters())  # a tied head is listed once
     family = config["model_type"]
     assert sorted(to_hf(family, place) for place in expected_places(family, config)) == sorted(parameters)
-    decoder = models.decoder(models.from_hf(config))
-    shapes = {
-        "stem": decoder.stem_shapes,
-        "final": decoder.final_shapes,
-        "layers.0": decoder.block_shapes,
-        "layers.1": decoder.block_shapes,
-    }
+    shapes = models.part_shapes(models.decoder(models.from_hf(config)))
     for name, parameter in parameters.items():
         place = to_endor(family, name)
         assert place is not None
-        if place.record in shapes:
-            assert tuple(parameter.shape) == shapes[place.record][place.tensor], name
+        assert tuple(parameter.shape) == shapes[place.record][place.tensor], name
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,11 @@ def test_names_and_shapes_are_those_of_transformers(config: dict[str, Any]) -> N
         ("llama", "model.layers.0.input_layernorm.bias"),
         ("llama", "model.decoder.embed_tokens.weight"),
         ("opt", "model.embed_tokens.weight"),
-        ("opt", "model.decoder.project_in.weight"),
+        ("opt", "model.decoder.project_in.bias"),
+        ("llama", "model.layers.0.self_attn.q_norm.weight"),
+        ("qwen2", "model.layers.0.self_attn.o_proj.bias"),
+        ("mistral", "model.layers.0.self_attn.q_proj.bias"),
+        ("qwen3", "model.layers.0.mlp.up_proj.bias"),
     ],
 )
 def test_names_that_no_row_matches(family: str, name: str) -> None:
@@ -136,6 +138,29 @@ def test_unknown_family_and_place() -> None:
         to_hf("llama", Place("layers.0", "attention_norm.bias"))
     with pytest.raises(InvalidInputError, match="layers"):
         to_hf("llama", Place("layers.01", "attention_norm.scale"))
+
+
+def test_every_family_of_the_models_has_a_table() -> None:
+    with pytest.raises(UnsupportedError, match=f"one of {', '.join(FAMILIES)}"):
+        models.from_hf({"model_type": "phi3"})
+    for family in FAMILIES:
+        assert models.from_hf({"model_type": family})
+
+
+@pytest.mark.parametrize(
+    ("config", "surplus"),
+    [
+        (OPT | {"enable_bias": False}, Place("layers.0", "mlp.up.bias")),
+        (OPT | {"do_layer_norm_before": False}, Place("final", "norm.scale")),
+        (OPT | {"layer_norm_elementwise_affine": False}, Place("layers.1", "mlp_norm.scale")),
+        (OPT, Place("stem", "project_in.weight")),
+        (OPT_350M, Place("final", "norm.bias")),
+    ],
+)
+def test_tensors_that_the_variant_of_an_opt_has_not_are_named(config: dict[str, Any], surplus: Place) -> None:
+    name = to_hf("opt", surplus).replace(".", r"\.")
+    with pytest.raises(InvalidInputError, match=f"tensor {name}, which its config has no use for"):
+        check_complete("opt", config, [*expected_places("opt", config), surplus])
 
 
 def test_missing_and_surplus_tensors_are_named() -> None:
