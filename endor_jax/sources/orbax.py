@@ -34,7 +34,7 @@ MARKS = frozenset({KEY_MAP_FILE, "_CHECKPOINT_METADATA", "_METADATA", "orbax.che
 @dataclass(frozen=True)
 class OrbaxSource:
     """A `Source`. key_map: the file. directory: what Orbax wrote. tree: as Orbax describes it, a leaf for
-    each array. entries: by Hugging Face name."""
+    each array. entries: by Hugging Face name. own_config: the config is the key map's own."""
 
     key_map: Path
     directory: Path
@@ -42,6 +42,7 @@ class OrbaxSource:
     tensors: Mapping[str, TensorInfo]
     entries: Mapping[str, Entry] = field(repr=False)
     tree: Any = field(repr=False)
+    own_config: bool
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -66,9 +67,12 @@ class OrbaxSource:
         return np.ascontiguousarray(array.reshape(info.shape))
 
     def files(self) -> dict[str, bytes]:
-        """The config and tokenizer files that lie beside the key map."""
-        config = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False)
-        return {"config.json": config.encode()} | read_copied_files(self.key_map.parent)
+        """The tokenizer files that lie beside the key map, and config.json, from there or the key map."""
+        found = read_copied_files(self.key_map.parent)
+        if self.own_config:
+            config = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False)
+            found |= {"config.json": config.encode()}
+        return found
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -114,10 +118,9 @@ def open_orbax(path: Path) -> OrbaxSource:
         array = keys[entry.key]
         assert array is not None  # resolve has seen to it
         tensors[name] = info_of(entry, array, where=where)
-    config = key_map.config
-    if config is None:
-        config = read_json_object(key_map_file.parent / "config.json")
-    return OrbaxSource(key_map_file, directory, config, tensors, entries, tree)
+    own = key_map.config
+    config = read_json_object(key_map_file.parent / "config.json") if own is None else own
+    return OrbaxSource(key_map_file, directory, config, tensors, entries, tree, own is not None)
 
 
 def read_tree(directory: Path) -> Any:

@@ -111,6 +111,10 @@ def test_config_and_tokenizer_lie_beside_the_key_map(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert source.config == {"model_type": "opt"}
     assert source.files() == {"config.json": b'{"model_type":  "opt"}', "tokenizer.json": b"{}"}
+    # A config in the key map is the one that counts, and the one that travels on.
+    (tmp_path / "key_map.json").write_text(json.dumps(KEY_MAP))
+    source = open_source(tmp_path)
+    assert json.loads(source.files()["config.json"]) == source.config == {"model_type": "llama"}
 
 
 def test_a_key_map_may_be_given_itself_and_name_a_checkpoint_elsewhere(tmp_path: Path) -> None:
