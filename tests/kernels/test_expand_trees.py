@@ -21,7 +21,8 @@ WIDTH = 64
 
 def kernel(*shape: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
-    return (random.normal(0, 0.2, shape) * (random.random(shape) < 0.5)).astype(np.float32)
+    dense = random.normal(0, 0.2, shape).astype(np.float32)
+    return np.where(random.random(shape) < 0.5, dense, np.float32(0))
 
 
 X = np.random.default_rng(9).normal(size=(3, WIDTH)).astype(np.float32)
