@@ -1,7 +1,7 @@
 """Opening a checkpoint by what is found at a path.
 
 A directory may hold the same weights in several layouts. One is read, in this order, and the others are left
-alone: safetensors, torch's pytorch_model.bin, Flax's flax_model.msgpack.
+alone: safetensors, torch's pytorch_model.bin, Flax's flax_model.msgpack, what Orbax wrote.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _directory_without_weights(path: Path, names: list[str]) -> UnsupportedError
     if suffixes & _TORCH_SUFFIXES or not names:
         return _unsupported(path, got=f"a directory with {found or 'nothing in it'}")
     if "config.json" in names:
-        fix = "the weights are missing: download the *.safetensors files of this model too"
+        fix = "the weights are missing: download them too (*.safetensors, or one of the others)"
         return _unsupported(path, got=f"a directory with {found}", fix=fix)
     return _unsupported(path, got=f"a directory with {found}")
 
@@ -113,6 +113,6 @@ def _unsupported(path: Path, *, got: str, fix: str | None = None) -> Unsupported
         got=got,
         expected=f"config.json and *.safetensors, {TORCH_FILE} or {FLAX_FILE} in a directory, or a GGUF file",
         fix=fix
-        or "for a single .safetensors file give its directory; save other formats with transformers' "
+        or "for a file of weights give its directory; save other formats with transformers' "
         "`save_pretrained` first",
     )

@@ -37,7 +37,7 @@ def test_directory_of_other_things_lists_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("model.gguf", "magic"), ("model.bin", "another kind"), ("empty.safetensors", "give its directory")],
+    [("model.gguf", "magic"), ("pytorch_model.bin", "give its directory"), ("empty.safetensors", "another")],
 )
 def test_files_of_other_kinds(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(b"other")
@@ -54,13 +54,13 @@ def test_text_image_and_empty_files(tmp_path: Path) -> None:
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UnsupportedError, match=r"a GGUF file; for a single \.safetensors file"):
+        with pytest.raises(UnsupportedError, match=r"a GGUF file; for a file of weights give its"):
             open_source(tmp_path / name)
 
 
 def test_directory_with_a_config_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UnsupportedError, match=r"config\.json.*download the \*\.safetensors files"):
+    with pytest.raises(UnsupportedError, match=r"config\.json.*the weights are missing: download them"):
         open_source(tmp_path)
 
 
