@@ -13,7 +13,7 @@ import endor_jax as endor
 from endor_jax.cli.main import app
 from endor_jax.errors import OptionError
 from endor_jax.sources import open_source
-from tests.tiny_models import LLAMA, OPT, write_tiny
+from tests.tiny_models import LLAMA, OPT_350M, write_tiny
 
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden" / "sparse_bitmask"
 
@@ -28,8 +28,17 @@ def test_the_files_are_those_of_compressed_tensors(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(GOLDEN / "compressed")
 
 
-@pytest.mark.parametrize(("config", "values"), [(LLAMA, "int8"), (OPT, "auto")], ids=["llama", "opt"])
-def test_exporting_again_gives_the_same_bytes(tmp_path: Path, config: dict, values: str) -> None:
+PROJECTIONS = ["model.decoder.project_in", "model.decoder.project_out"]
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "dense"),
+    [(LLAMA, "int8", []), (OPT_350M, "auto", PROJECTIONS)],
+    ids=["llama", "opt-350m"],
+)
+def test_exporting_again_gives_the_same_bytes(
+    tmp_path: Path, config: dict, values: str, dense: list[str]
+) -> None:
     source = write_tiny(tmp_path / "source", config, dtype="bfloat16", tokenizer=True)
     endor.convert(source, tmp_path / "first", prune="magnitude", sparsity=0.5, values=values)
     endor.export(tmp_path / "first", tmp_path / "out1", to="sparse-bitmask")
@@ -38,7 +47,7 @@ def test_exporting_again_gives_the_same_bytes(tmp_path: Path, config: dict, valu
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
     assert set(contents(tmp_path / "out1")) == {"config.json", "model.safetensors", "tokenizer.json"}
     stated = json.loads(contents(tmp_path / "out1")["config.json"])["quantization_config"]
-    assert stated["sparsity_config"]["ignore"] == ["lm_head"]
+    assert stated["sparsity_config"]["ignore"] == ["lm_head", *dense]
 
 
 def test_zeros_of_a_dense_file_stay_where_they_are_without_pruning(tmp_path: Path) -> None:
