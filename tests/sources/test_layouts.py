@@ -128,7 +128,7 @@ def test_git_lfs_pointers_are_called_by_their_name(tmp_path: Path, file: str) ->
         open_source(tmp_path / "model").files()
 
 
-@pytest.mark.parametrize("prefix", ["", "decoder.", "model.decoder."])
+@pytest.mark.parametrize("prefix", ["", "decoder."])
 def test_opt_with_the_prefixes_that_repositories_have(tmp_path: Path, prefix: str) -> None:
     """Base models are saved without "model.", and some of Facebook's have "decoder." alone."""
     dense = write_tiny(tmp_path / "dense", OPT)
