@@ -26,9 +26,13 @@ from endor_jax.text import load_tokenizer
 from endor_jax.text.blocks import shuffled_blocks
 from endor_jax.text.corpus import read_corpus
 from tests.conversion.interrupting import contents
-from tests.tiny_models import LLAMA, OPT, byte_tokenizer, random_tensors, write_tiny
+from tests.tiny_models import LLAMA, OPT, OPT_350M, QWEN3, byte_tokenizer, random_tensors, write_tiny
 
-CONFIGS = {"llama": LLAMA | {"num_hidden_layers": 2}, "opt": OPT | {"num_hidden_layers": 2}}
+WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
+CONFIGS = {
+    name: config | {"num_hidden_layers": 2}
+    for name, config in {"llama": LLAMA, "opt": OPT, "opt-350m": OPT_350M, "qwen3": QWEN3 | WINDOW}.items()
+}
 BLOCKS, LENGTH = 6, 24
 
 
@@ -39,7 +43,7 @@ def text(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="session", params=sorted(CONFIGS))
+@pytest.fixture(scope="session")
 def source(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("calibrated") / request.param
     return write_tiny(directory, CONFIGS[request.param], tokenizer=True)
@@ -68,9 +72,18 @@ def matrices(tensors):
     return {key: array for key, array in tensors.items() if key[0].startswith("layers.") and array.ndim == 2}
 
 
+METHODS = [("wanda", "layer"), ("sparsegpt", "layer"), ("sparsegpt", "model"), ("admm", "model")]
+
+
 @pytest.mark.parametrize(
-    ("method", "target"),
-    [("wanda", "layer"), ("sparsegpt", "layer"), ("sparsegpt", "model"), ("admm", "model")],
+    ("source", "method", "target"),
+    [
+        *((family, *method) for family in ("llama", "opt") for method in METHODS),
+        ("opt-350m", "wanda", "layer"),
+        ("opt-350m", "sparsegpt", "model"),
+        ("qwen3", "sparsegpt", "layer"),
+    ],
+    indirect=["source"],
 )
 def test_every_layer_is_pruned_by_what_the_pruned_layers_before_it_give(
     source, tmp_path, text, method, target
