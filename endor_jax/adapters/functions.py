@@ -1,5 +1,7 @@
-"""Functions that do the same, made one: an initializer or a lambda that every block makes anew is no reason
-to compile every block anew."""
+"""Functions that do the same, made one.
+
+An initializer or a lambda that every block makes anew is no reason to compile every block anew.
+"""
 
 from __future__ import annotations
 

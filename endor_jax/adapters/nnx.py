@@ -12,7 +12,7 @@ import inspect
 import os
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -22,16 +22,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from endor_jax.adapters.functions import Functions
+from endor_jax.adapters.nnx_variables import (
+    check_same,
+    key_impl,
+    leaves_of,
+    modules_of,
+    params_of,
+    refuse_shared,
+    shared_error,
+    stored_value,
+    value_of,
+)
 from endor_jax.adapters.patterns import matching
 from endor_jax.adapters.stack import Stack, dense_params, save_stack, traced_error
-from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.errors import UnsupportedError
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Manifest, Signature
 from endor_jax.streaming.plan import Plan
-
-_Path = tuple[Any, ...]
-_Flat = dict[str, tuple[_Path, Any]]
-"""Dotted name -> path and leaf (a Variable, or an array that a module holds as such)."""
 
 
 def save_nnx(
@@ -46,19 +53,20 @@ def save_nnx(
     Raises what `endor.save` raises, InvalidInputError for blocks that are not there or not a stack,
     UnsupportedError for parameters that a block shares with another module.
     """
-    modules = _modules(model)
+    modules = modules_of(model)
     names = matching([name for name in modules if name], blocks)
-    _refuse_shared(modules, names)
-    rest = _flat(nnx.state(model))
+    refuse_shared(modules, names)
+    rest = leaves_of(nnx.state(model))
     trees: dict[str, dict[str, Any]] = {}
     for block in names:
-        trees[block] = {name: _stored(leaf) for name, (_, leaf) in _params(modules[block]).items()}
+        trees[block] = {name: stored_value(leaf) for name, (_, leaf) in params_of(modules[block]).items()}
         for name in trees[block]:
-            del rest[f"{block}.{name}"]
+            if rest.pop(f"{block}.{name}", None) is None:  # the model has it by another path
+                raise shared_error(block, name)
     return save_stack(
         path,
         trees,
-        {name: _stored(leaf) for name, (_, leaf) in rest.items()},
+        {name: stored_value(leaf) for name, (_, leaf) in rest.items()},
         values=values,
         by="save_nnx",
     )
@@ -105,7 +113,7 @@ class StreamedNnx:
     def __init__(self, stack: Stack, model: nnx.Module):
         self._stack = stack
         self.model = _from_rest(model, stack)
-        modules = _modules(self.model)
+        modules = modules_of(self.model)
         self._blocks = [modules[name] for name in stack.names]
         self._index = {id(block): index for index, block in enumerate(self._blocks)}
         # A function of its own: compiled steps go when the stream does, as the subclasses in them do.
@@ -183,7 +191,9 @@ class _Call:
 def _step(record: Record, state: Any, inputs: tuple[Any, Any], call: _Call) -> tuple[Any, Any, Any]:
     """(what the method gives, the block's other variables, the variables among its arguments)."""
     dense = dense_params(record, call.signature)
-    params = [(path, variable.replace(dense[name])) for name, (path, variable) in _flat(call.params).items()]
+    params = [
+        (path, variable.replace(dense[name])) for name, (path, variable) in leaves_of(call.params).items()
+    ]
     block = nnx.merge(call.graph, nnx.from_flat_state(params), state)
     streamed, block.__class__ = type(block), call.original
     args, kwargs = nnx.merge(call.inputs, *inputs)
@@ -198,7 +208,7 @@ def _step(record: Record, state: Any, inputs: tuple[Any, Any], call: _Call) -> t
             expected="the structure it had before",
             fix="make what it adds before streaming (caches, sow), or return it",
         )
-    for name, (_, variable) in _flat(after).items():
+    for name, (_, variable) in leaves_of(after).items():
         if variable.get_value() is not dense[name]:
             raise UnsupportedError(
                 f"streamed block {call.name}",
@@ -255,23 +265,23 @@ def _check_hashable(call: _Call) -> None:
 def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
     """A copy of the model with the values of a checkpoint, and none in the parameters of its blocks."""
     graph, state = nnx.split(model)
-    modules = _modules(model)
+    modules = modules_of(model)
     expected: dict[str, Any] = {}
     for block, signature in zip(stack.names, stack.signatures, strict=True):
         stored = {name: (place.shape, place.dtype) for name, place in signature.layout.tensors}
-        params = _params(modules[block]) if block in modules else {}
-        _check_same(block, stored, params)
+        params = params_of(modules[block]) if block in modules else {}
+        check_same(block, stored, params)
         expected |= {f"{block}.{name}": None for name in params}
-    flat = _flat(state)
+    flat = leaves_of(state)
     others = {name: pair for name, pair in flat.items() if name not in expected}
-    _check_same("the rest", {n: (a.shape, a.dtype.name) for n, a in stack.rest.items()}, others)
+    check_same("the rest", {n: (a.shape, a.dtype.name) for n, a in stack.rest.items()}, others)
 
     def filled(name: str, leaf: Any) -> Any:
-        held = _value(leaf)
+        held = value_of(leaf)
         if name in expected:
             value = jax.ShapeDtypeStruct(held.shape, held.dtype)
         elif jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
-            value = jax.random.wrap_key_data(stack.rest[name], impl=_key_impl(held))
+            value = jax.random.wrap_key_data(stack.rest[name], impl=key_impl(held))
         else:
             value = stack.rest[name]
         return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
@@ -279,92 +289,3 @@ def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
     return nnx.merge(
         graph, nnx.from_flat_state([(p, filled(name, leaf)) for name, (p, leaf) in flat.items()])
     )
-
-
-def _check_same(
-    where: str, stored: Mapping[str, tuple[tuple[int, ...], str]], wanted: Mapping[str, tuple[_Path, Any]]
-) -> None:
-    """Raises InvalidInputError, with the first difference, unless names, shapes and dtypes agree."""
-    shapes = {}
-    for name, (_, leaf) in wanted.items():
-        shape = jax.eval_shape(_raw, _value(leaf))
-        shapes[name] = (shape.shape, shape.dtype.name)
-    for name in sorted(stored.keys() | shapes.keys()):
-        if stored.get(name) != shapes.get(name):
-            raise InvalidInputError(
-                f"{where}, {name}",
-                got=f"{_described(stored.get(name))} in the checkpoint",
-                expected=f"{_described(shapes.get(name))}, as the model has it",
-                fix="make the model as it was when it was saved",
-            )
-
-
-def _described(found: tuple[tuple[int, ...], str] | None) -> str:
-    return "nothing" if found is None else f"{found[1]}{list(found[0])}"
-
-
-def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """All modules by dotted path, containers left out."""
-    named = _dotted(nnx.iter_modules(model))
-    return {
-        name: module for name, (_, module) in named.items() if not isinstance(module, (nnx.List, nnx.Dict))
-    }
-
-
-def _params(block: nnx.Module) -> _Flat:
-    return _flat(nnx.state(block, nnx.Param))
-
-
-def _flat(state: Any) -> _Flat:
-    return _dotted(nnx.to_flat_state(state))
-
-
-def _dotted(pairs: Iterable[tuple[_Path, Any]]) -> _Flat:
-    """Raises InvalidInputError if two paths are spelled alike."""
-    flat: _Flat = {}
-    for path, found in pairs:
-        name = ".".join(map(str, path))
-        if name in flat:
-            raise InvalidInputError(
-                "model",
-                got=f"two modules or variables named {name!r}",
-                expected="one name for each",
-                fix="use keys without dots",
-            )
-        flat[name] = (path, found)
-    return flat
-
-
-def _value(leaf: Any) -> Any:
-    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-
-
-def _raw(value: Any) -> Any:
-    """A random key as the integers that it is made of."""
-    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
-
-
-def _key_impl(keys: Any) -> Any:
-    """What kind of random keys these are; they may be abstract."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), keys)
-    return found[0]
-
-
-def _stored(leaf: Any) -> Any:
-    return _raw(_value(leaf))
-
-
-def _refuse_shared(modules: Mapping[str, nnx.Module], blocks: Sequence[str]) -> None:
-    """Raises UnsupportedError for a parameter that a block and another module have in common."""
-    owners: dict[int, str] = {}
-    for path, module in modules.items():
-        block = next((name for name in blocks if path == name or path.startswith(f"{name}.")), "")
-        for name, value in vars(module).items():
-            if isinstance(value, nnx.Param) and owners.setdefault(id(value), block) != block:
-                raise UnsupportedError(
-                    f"block {block or owners[id(value)]}",
-                    got=f"a parameter {name} that another module has too",
-                    expected="parameters of its own",
-                    fix="leave that module out of the blocks, or copy the parameter",
-                )
