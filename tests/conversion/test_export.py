@@ -11,9 +11,18 @@ import endor_jax as endor
 from endor_jax.arrays import bits_of
 from endor_jax.errors import DestinationExistsError, InvalidInputError
 from endor_jax.sources import open_source
-from tests.tiny_models import LLAMA, OPT, random_tensors, write_tiny
+from tests.tiny_models import LLAMA, MISTRAL, OPT, OPT_350M, QWEN2, QWEN3, random_tensors, write_tiny
 
 UNTIED = LLAMA | {"tie_word_embeddings": False}
+EVERY = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "opt": OPT,
+    "opt-350m": OPT_350M,
+    "opt-bare": OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False},
+}
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -34,7 +43,7 @@ def test_every_tensor_comes_back(tmp_path, config, dtype):
             np.testing.assert_array_equal(bits_of(got), bits_of(array))
 
 
-@pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
+@pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
 def test_exporting_again_gives_the_same_bytes(tmp_path, config):
     source = write_tiny(tmp_path / "source", config, tokenizer=True)
     endor.convert(source, tmp_path / "first", dtype="bfloat16", prune="magnitude", sparsity=0.5)
