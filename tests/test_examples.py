@@ -18,6 +18,27 @@ OUTCOMES = {
         "gradient agrees: True",
         r"0\.7\d bytes per weight instead of 2",
     ],
+    "linen_transformer.py": [
+        r"records +\d+ on the device, 0 in host memory, [1-9] on disk; \d issued ahead, \d being read",
+        r"device +[\d.]+ MiB of 6 MiB",
+        r"19 MiB of weights, \d+ MiB read from disk",
+        "same bits as with all blocks on the device: True",
+        "close to model.apply: True",
+    ],
+    "nnx_vision_encoder.py": [
+        r"records +\d+ on the device, 0 in host memory, [1-9] on disk; \d issued ahead, \d being read",
+        r"device +[\d.]+ MiB of 6 MiB",
+        r"18 MiB of weights, \d+ MiB read from disk",
+        "same bits as with all blocks on the device: True",
+        r"close to model\(images\): True",
+    ],
+    "skip_layers.py": [
+        r"records +\d+ on the device, 0 in host memory, [1-9]\d* on disk; \d issued ahead, \d being read",
+        r"device +[\d.]+ MiB of 8 MiB",
+        r"layers called \(#\) and left out \(-\): .*#-.*",
+        r"layers called .* [#-]{2,11}( .*)?",  # one ends early
+        "same bits as in memory: True",
+    ],
     "stream_your_own_module.py": [
         r"records +\d+ on the device, \d+ in host memory, [1-9]\d* on disk; \d issued ahead, \d being read",
         r"device +[\d.]+ MiB of 20 MiB",
