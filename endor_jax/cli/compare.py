@@ -79,11 +79,9 @@ def command(
 
 
 def comparison_values(result: Comparison, *, paths: tuple[str, str]) -> dict[str, Any]:
-    """A comparison as JSON; null where a number is not finite."""
-    from endor_jax.evaluate.finite import finite
-
+    """A comparison as JSON."""
     divergence = result.divergence
-    values = {
+    return {
         "a": {"path": paths[0], **_side_values(result.a)},
         "b": {"path": paths[1], **_side_values(result.b)},
         "divergence": {
@@ -97,7 +95,6 @@ def comparison_values(result: Comparison, *, paths: tuple[str, str]) -> dict[str
         "ratio_standard_error": result.ratio_standard_error,
         "tokens": result.tokens,
     }
-    return finite(values)
 
 
 def _side_values(side: Side) -> dict[str, Any]:

@@ -32,7 +32,6 @@ def command(
 ) -> None:
     """Perplexity on a text, with its standard error, in one pass over the layers per batch of blocks."""
     from endor_jax.cli.blocks import choice_of, note_calibration, token_blocks, tokenizer_at
-    from endor_jax.evaluate.finite import finite
     from endor_jax.evaluate.perplexity import perplexity_of_blocks
     from endor_jax.generate.model import load
 
@@ -58,7 +57,7 @@ def command(
             "standard_error": result.standard_error,
             "tokens": result.tokens,
         }
-        output.json(finite(figures) | choice.values)
+        output.json(figures | choice.values)
     else:
         value = f"{result.value:.3f} ± {result.standard_error:.3f}"
         output.line(f"perplexity {value} ({result.tokens:,} tokens: {choice})")

@@ -60,7 +60,7 @@ class Search:
 
 
 def to_json(search: Search) -> dict[str, Any]:
-    """A search as JSON; null where a number is not finite."""
+    """A search as JSON; null where a number is not finite, for it is also written to a file."""
     return {
         "path": str(search.path),
         "max_increase": search.max_increase,
