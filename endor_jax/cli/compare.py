@@ -18,7 +18,7 @@ def command(
     a: Annotated[str, typer.Argument(help="A checkpoint, of the dense original for example.", metavar="A")],
     b: Annotated[str, typer.Argument(help="Another checkpoint of the same model.", metavar="B")],
     data: Data = None,
-    sequence_length: SequenceLength = 512,
+    sequence_length: SequenceLength = None,
     blocks: Annotated[
         str,
         typer.Option(
@@ -44,13 +44,14 @@ def command(
 ) -> None:
     """Perplexity, KL divergence per token, agreement, bytes and tokens per second of two checkpoints."""
     from endor_jax.bench.plots import check_plot
-    from endor_jax.cli.blocks import choice_of, note_calibration, token_blocks, tokenizer_at
+    from endor_jax.cli.blocks import choice_of, default_length, note_calibration, token_blocks, tokenizer_at
     from endor_jax.evaluate.compare import compare
 
     if plot is not None:
         check_plot(plot)
     output = Output(as_json, quiet, verbose)
-    choice = choice_of(data, sequence_length, blocks=blocks, seed=seed)
+    length = sequence_length or default_length(a)
+    choice = choice_of(data, length, blocks=blocks, seed=seed)
     chosen = token_blocks(choice, tokenizer_at(a))
     for checkpoint in (a, b):
         note_calibration(checkpoint, choice, output)

@@ -60,6 +60,10 @@ def search(
     from endor_jax.search.api import finished_tries, highest_sparsity
     from endor_jax.search.result import to_json
 
+    output.notes.print(
+        "every try is converted and then scored; scoring keeps what fits of it in memory that is free",
+        style="dim",
+    )
     try:
         with output.progress() as progress:
             found = highest_sparsity(
