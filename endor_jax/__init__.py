@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from endor_jax import errors as errors
     from endor_jax.conversion.api import convert as convert
     from endor_jax.conversion.export import export as export
+    from endor_jax.conversion.settings import CalibrationText as CalibrationText
+    from endor_jax.conversion.settings import ConvertSettings as ConvertSettings
     from endor_jax.format.codec import encode as encode
     from endor_jax.format.record import Record as Record
     from endor_jax.format.tensor import SparseTensor as SparseTensor
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from endor_jax.generate.sampling import Sampler as Sampler
     from endor_jax.kernels.expand import expand as expand
     from endor_jax.kernels.linear import linear as linear
+    from endor_jax.search.api import highest_sparsity as highest_sparsity
     from endor_jax.store.reader import Checkpoint as Checkpoint
     from endor_jax.store.reader import Checkpoint as open  # noqa: F401
     from endor_jax.store.save import save as save
@@ -38,8 +41,10 @@ if TYPE_CHECKING:
     from endor_jax.version import VERSION as __version__  # noqa: F401
 
 _HOMES = {
+    "CalibrationText": "endor_jax.conversion.settings:CalibrationText",
     "Checkpoint": "endor_jax.store.reader:Checkpoint",
     "Completion": "endor_jax.generate.model:Completion",
+    "ConvertSettings": "endor_jax.conversion.settings:ConvertSettings",
     "Model": "endor_jax.generate.model:Model",
     "Plan": "endor_jax.streaming.plan:Plan",
     "Record": "endor_jax.format.record:Record",
@@ -53,6 +58,7 @@ _HOMES = {
     "errors": "endor_jax.errors",
     "expand": "endor_jax.kernels.expand.api:expand",
     "export": "endor_jax.conversion.export:export",
+    "highest_sparsity": "endor_jax.search.api:highest_sparsity",
     "linear": "endor_jax.kernels.linear.api:linear",
     "load": "endor_jax.generate.model:load",
     "open": "endor_jax.store.reader:Checkpoint",

@@ -6,6 +6,9 @@ so code that knows nothing of endor_jax can still catch it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EndorError(Exception):
     """Base of all errors raised by endor_jax; `exit_code` is what the command line returns for it."""
@@ -79,3 +82,13 @@ class MissingDependencyError(EndorError, ImportError):
 
 class StreamError(EndorError, RuntimeError):
     """Reading ahead failed, or the stream was used after it was closed."""
+
+
+@contextmanager
+def of(where: str) -> Iterator[None]:
+    """Says in an InvalidInputError what it is about: whoever raised it knew numbers, not whose they are."""
+    try:
+        yield
+    except InvalidInputError as error:
+        full = f"{where}: {error.where}"
+        raise InvalidInputError(full, got=error.got, expected=error.expected, fix=error.fix) from error

@@ -6,6 +6,7 @@ cell at a time: cells that it has are not measured again.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from endor_jax.bench.pruning_scores import Dense, dense_model, score
 from endor_jax.bench.pruning_text import PruningText, pruning_text
 from endor_jax.bench.verb import run_verb
 from endor_jax.bench.workloads import make_whole
+from endor_jax.store.digest import digest_json
+from endor_jax.store.manifest import read_manifest
 
 
 def measure_pruning(
@@ -43,15 +46,15 @@ def measure_pruning(
     """
     work_directory.mkdir(parents=True, exist_ok=True)
     known = read_record(path)
-    source = _source_name(settings)
-    dense = work_directory / f"{source}-dense.endor"
+    kept = f"{_source_name(settings)}-{settings.dtype}-{_stamp(Path(settings.model))}"
+    dense = work_directory / f"{kept}-dense.endor"
     if not dense.exists():
         report("dense")
         make_whole(dense, lambda making: run_verb(_arguments(DENSE, making, settings)))
     if settings.own_text:
         report("text of the model's own")
     text = pruning_text(settings, dense)
-    shared = settings.to_json() | _described(settings, text)
+    shared = settings.to_json() | _described(settings, text) | {"weights_digest": _weights_digest(dense)}
     if known is not None:
         check_same(path, known, shared)
     made_on = environment()
@@ -63,8 +66,12 @@ def measure_pruning(
     beside = dense_model(dense, text, divergence_blocks=settings.divergence_blocks)
     for number, cell in enumerate(missing, 1):
         report(f"{cell} ({number} of {len(missing)})")
-        measured = _measure(cell, work_directory / f"{source}-cell.endor", beside, settings, made_on)
-        record = replace(record, machine=made_on.machine, cells=(*record.cells, measured))
+        measured = _measure(
+            cell, work_directory / f"{kept}-cell-{os.getpid()}.endor", beside, settings, made_on
+        )
+        latest = read_record(path) or record  # somebody else may have measured other cells meanwhile
+        check_same(path, latest, shared)
+        record = replace(latest, machine=made_on.machine, cells=(*latest.cells, measured))
         write_record(record, path)
         report(
             f"{cell}: perplexity {measured.perplexity:.3f}, {measured.ratio:.4f} × dense, "
@@ -118,7 +125,21 @@ def _arguments(
 
 def _source_name(settings: PruningSettings) -> str:
     """The model without the directories it lies in, which say nothing to others."""
-    return Path(settings.model).stem
+    path = Path(settings.model)
+    return path.stem if path.suffix == ".gguf" else path.name
+
+
+def _stamp(model: Path) -> str:
+    """Of the files of a model, by name, size and time: others of the same name have another."""
+    files = sorted(model.iterdir()) if model.is_dir() else [model]
+    found = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return digest_json(found)
+
+
+def _weights_digest(dense: Path) -> str:
+    """Of all stored bytes of the dense checkpoint, wherever it lies and whenever it was made."""
+    records = read_manifest(dense).records
+    return digest_json({record.name: [part.digests for part in record.parts] for record in records})
 
 
 def _described(settings: PruningSettings, text: PruningText) -> dict[str, Any]:

@@ -19,7 +19,10 @@ Data = Annotated[
     str | None,
     typer.Option(help="A UTF-8 text file, or .jsonl with a text a line. Default: Python's own help texts."),
 ]
-SequenceLength = Annotated[int, typer.Option(min=2, help="Tokens of a block.")]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens of a block. Default: 512, if the model has so many positions."),
+]
 DEFAULT_TEXT = "pydoc_data.topics"
 """The name of the text that is always there, in machine output."""
 
@@ -135,6 +138,18 @@ def unseen_options(calibration: object, choice: Choice) -> str | None:
     options = f"--blocks {blocks}:"
     options += f" --seed {seed}" if seed != (choice.seed or 0) else ""
     return options + (f" --sequence-length {length}" if length != choice.sequence_length else "")
+
+
+def default_length(checkpoint: str) -> int:
+    """Tokens of a block where nobody says: 512, or all positions of a model that has fewer.
+
+    Raises what opening the checkpoint raises, and UnsupportedError if it holds no model.
+    """
+    from endor_jax import models
+    from endor_jax.store.reader import Checkpoint
+
+    with Checkpoint(checkpoint) as opened:
+        return min(512, models.from_hf(opened.model_config()).max_positions)
 
 
 def tokenizer_at(checkpoint: str) -> Tokenizer:

@@ -18,7 +18,7 @@ def command(
     a: Annotated[str, typer.Argument(help="A checkpoint, of the dense original for example.", metavar="A")],
     b: Annotated[str, typer.Argument(help="Another checkpoint of the same model.", metavar="B")],
     data: Data = None,
-    sequence_length: SequenceLength = 512,
+    sequence_length: SequenceLength = None,
     blocks: Annotated[
         str,
         typer.Option(
@@ -44,13 +44,14 @@ def command(
 ) -> None:
     """Perplexity, KL divergence per token, agreement, bytes and tokens per second of two checkpoints."""
     from endor_jax.bench.plots import check_plot
-    from endor_jax.cli.blocks import choice_of, note_calibration, token_blocks, tokenizer_at
+    from endor_jax.cli.blocks import choice_of, default_length, note_calibration, token_blocks, tokenizer_at
     from endor_jax.evaluate.compare import compare
 
     if plot is not None:
         check_plot(plot)
     output = Output(as_json, quiet, verbose)
-    choice = choice_of(data, sequence_length, blocks=blocks, seed=seed)
+    length = sequence_length or default_length(a)
+    choice = choice_of(data, length, blocks=blocks, seed=seed)
     chosen = token_blocks(choice, tokenizer_at(a))
     for checkpoint in (a, b):
         note_calibration(checkpoint, choice, output)
@@ -79,11 +80,9 @@ def command(
 
 
 def comparison_values(result: Comparison, *, paths: tuple[str, str]) -> dict[str, Any]:
-    """A comparison as JSON; null where a number is not finite."""
-    from endor_jax.evaluate.finite import finite
-
+    """A comparison as JSON."""
     divergence = result.divergence
-    values = {
+    return {
         "a": {"path": paths[0], **_side_values(result.a)},
         "b": {"path": paths[1], **_side_values(result.b)},
         "divergence": {
@@ -97,7 +96,6 @@ def comparison_values(result: Comparison, *, paths: tuple[str, str]) -> dict[str
         "ratio_standard_error": result.ratio_standard_error,
         "tokens": result.tokens,
     }
-    return finite(values)
 
 
 def _side_values(side: Side) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from endor_jax.evaluate.finite import finite
+
 Json = Annotated[bool, typer.Option("--json", help="Machine output on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
@@ -94,8 +96,8 @@ class Output:
             self.notes.print(text)
 
     def json(self, value: Mapping[str, Any]) -> None:
-        """The machine's result."""
-        sys.stdout.write(json.dumps(value, indent=1) + "\n")
+        """The machine's result; null for numbers that JSON has not."""
+        sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:

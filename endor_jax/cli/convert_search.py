@@ -58,7 +58,11 @@ def search(
     """
     from endor_jax.errors import QualityError
     from endor_jax.search.api import finished_tries, highest_sparsity
-    from endor_jax.search.result import to_json
+    from endor_jax.search.result import to_json, tries_json
+
+    def announce_try(survey: Survey) -> None:
+        announce(survey)
+        output.notes.print("scoring a try takes more: what fits of it is kept in free memory", style="dim")
 
     try:
         with output.progress() as progress:
@@ -69,10 +73,13 @@ def search(
                 max_increase=limit,
                 resume=resume,
                 progress=_noted(output, progress),
-                announce=announce,
+                announce=announce_try,
             )
     except QualityError:
-        output.notes.print(_table(finished_tries(destination, max_increase=limit), limit))
+        tries = finished_tries(destination, max_increase=limit)
+        output.notes.print(_table(tries, limit))
+        if output.as_json:
+            output.json({"path": None, "max_increase": limit, "tries": tries_json(tries)})
         raise
     if output.as_json:
         output.json(to_json(found))
@@ -113,7 +120,7 @@ def _table(tries: Sequence[Try], limit: float) -> Table:
     from endor_jax.streaming.sizes import format_size
 
     table = Table(title=f"perplexity at most {limit:+.2%}", title_justify="left")
-    for heading in ("try", "sparsity", "perplexity", "increase", "files", "holds"):
+    for heading in ("try", "sparsity", "perplexity", "increase", "on other text", "files", "holds"):
         table.add_column(heading, justify="right")
     for number, each in enumerate(tries, 1):
         table.add_row(
@@ -121,6 +128,7 @@ def _table(tries: Sequence[Try], limit: float) -> Table:
             f"{each.percent} %",
             f"{each.quality.perplexity:.3f}",
             str(each.quality),
+            "" if each.check is None else str(each.check),
             format_size(each.stored_bytes),
             "yes" if each.held else "no",
         )

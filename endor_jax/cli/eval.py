@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.errors import OptionError
 
 if TYPE_CHECKING:
     from endor_jax.evaluate.lm_eval import Evaluation
@@ -37,10 +38,13 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Accuracy and perplexity as EleutherAI's lm-evaluation-harness counts them. Needs endor_jax[eval]."""
+    """Accuracy and perplexity as EleutherAI's lm-evaluation-harness counts them. Needs the extra `eval`."""
     from endor_jax.evaluate.lm_eval import check_installed, evaluate_tasks
     from endor_jax.generate.model import load
 
+    paths = [path for path in tasks.split(",") if path]
+    if not paths:
+        raise OptionError("--tasks", got=repr(tasks), expected="at least one file", fix="name some")
     check_installed()
     os.environ["TQDM_DISABLE"] = "1"  # the harness has progress bars of its own
     output = Output(as_json, quiet, verbose)
@@ -55,7 +59,7 @@ def command(
         output.progress() as progress,
         contextlib.redirect_stdout(sys.stderr),  # the harness prints
     ):
-        result = evaluate_tasks(model, [path for path in tasks.split(",") if path], progress=progress)
+        result = evaluate_tasks(model, paths, progress=progress)
         used = model.context
     if result.shortened:
         output.notes.print(

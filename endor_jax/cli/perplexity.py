@@ -13,7 +13,7 @@ from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Ou
 def command(
     checkpoint: Checkpoint,
     data: Data = None,
-    sequence_length: SequenceLength = 512,
+    sequence_length: SequenceLength = None,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -31,20 +31,20 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Perplexity on a text, with its standard error, in one pass over the layers per batch of blocks."""
-    from endor_jax.cli.blocks import choice_of, note_calibration, token_blocks, tokenizer_at
-    from endor_jax.evaluate.finite import finite
+    from endor_jax.cli.blocks import choice_of, default_length, note_calibration, token_blocks, tokenizer_at
     from endor_jax.evaluate.perplexity import perplexity_of_blocks
     from endor_jax.generate.model import load
 
     output = Output(as_json, quiet, verbose)
-    choice = choice_of(data, sequence_length, blocks=blocks, seed=seed)
+    length = sequence_length or default_length(checkpoint)
+    choice = choice_of(data, length, blocks=blocks, seed=seed)
     chosen = token_blocks(choice, tokenizer_at(checkpoint))
     note_calibration(checkpoint, choice, output)
     with load(
         checkpoint,
         device_memory=device_memory,
         host_memory=host_memory,
-        context=sequence_length,
+        context=length,
         batch=batch_size,
     ) as model:
         output.detail(repr(model.plan))
@@ -58,7 +58,7 @@ def command(
             "standard_error": result.standard_error,
             "tokens": result.tokens,
         }
-        output.json(finite(figures) | choice.values)
+        output.json(figures | choice.values)
     else:
         value = f"{result.value:.3f} ± {result.standard_error:.3f}"
         output.line(f"perplexity {value} ({result.tokens:,} tokens: {choice})")

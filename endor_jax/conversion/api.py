@@ -20,7 +20,7 @@ def convert(
     values: str = "auto",
     dtype: str | None = None,
     keep_negative_zero: bool = False,
-    calibration: CalibrationText | None = None,
+    calibration: CalibrationText | str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -33,8 +33,8 @@ def convert(
     "layer", or "model" to fit every layer to what the unpruned model gives there, which makes up for the
     layers before (sparsegpt and admm). values: "auto", "raw", "packed", "packed:K", and "int8" or "int4",
     which round the layers' matrices. dtype: "bfloat16", "float16" or "float32" for all float tensors, None
-    keeps each as it is (float32 from GGUF). calibration: the text, None takes 64 blocks of 512 tokens of one
-    that is always there.
+    keeps each as it is (float32 from GGUF). calibration: the text, a file means 64 blocks of
+    512 tokens of it, None as many of a text that is always there.
     keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. resume: go on with what an interrupted
     conversion of the same source, settings and version has left at `destination`: the result is the same to
     the byte. progress: called with (what, dense bytes done, dense bytes in all).
@@ -42,6 +42,8 @@ def convert(
     DestinationExistsError, DestinationBusyError (another process is writing there), ResumeError (what was
     interrupted was another conversion), StorageError (no room, or the file system refuses).
     """
+    if not isinstance(calibration, CalibrationText):
+        calibration = CalibrationText(None if calibration is None else os.fspath(calibration))
     settings = ConvertSettings(
         prune=prune,
         sparsity=sparsity,
@@ -51,6 +53,6 @@ def convert(
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,
-        calibration=calibration or CalibrationText(),
+        calibration=calibration,
     )
     return run_conversion(source, destination, settings=settings, resume=resume, progress=progress)

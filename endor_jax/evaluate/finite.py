@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for every number that is not finite, also in mappings inside."""
-    return {name: _finite(value) for name, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with None for every number that is not finite, also inside mappings, lists and tuples."""
     if isinstance(value, Mapping):
-        return finite(value)
+        return {name: finite(inside) for name, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

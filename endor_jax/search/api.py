@@ -1,7 +1,8 @@
 """`highest_sparsity`: the sparsest checkpoint whose perplexity stays within a limit.
 
 Try after try is converted beside the destination and scored on the same blocks as the dense model. The best
-one is checked on blocks that nobody has looked at, and only then becomes the destination: by a rename, so it
+one is checked on other blocks; if it fails there, the search goes on below it. Only one whose check holds
+becomes the destination: by a rename, so it
 is byte for byte what `convert` with its sparsity gives. What the search found is written beside it, because
 the manifest of a checkpoint is final before anybody can know how good it is.
 """
@@ -21,7 +22,7 @@ from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.conversion.survey import Progress, Survey
 from endor_jax.errors import DestinationExistsError
 from endor_jax.search.limit import check_asked
-from endor_jax.search.result import Quality, Search, Try, holds, to_json
+from endor_jax.search.result import Search, Try, to_json
 from endor_jax.search.run import Task, run_search
 from endor_jax.search.text import search_text
 from endor_jax.search.workplace import Workplace, is_finished, tries_in
@@ -53,17 +54,18 @@ def highest_sparsity(
 
     settings: as for a conversion, with a method whose sparsity can be chosen; their own sparsity means
     nothing. The dense model is the source in the same dtype, whatever the codec is. scored_blocks: of the
-    calibration's text, behind those for calibration: so many to search with, and as many others for the check
-    at the end. resume: go on with what an interrupted search of the same source, settings, limit and text has
-    left in `destination`.search. progress: called with (what, done, total). announce: called at most once,
-    with the survey of the first try that is converted, before it is written.
+    calibration's text, behind those for calibration: so many to search with, and as many others to check the
+    best try with. If that is above the limit there, the search goes on below it. resume: go on with what an
+    interrupted search of the same source, settings, limit and text has left in `destination`.search.
+    progress: called with (what, done, total). announce: called at most once, with the survey of the first try
+    that is converted, before it is written.
     `destination`.search.json has what is returned; `destination`.search is gone at the end. There are at most
     two checkpoints on disk at a time. The survey bounds the memory of converting; scoring takes what `load`
     takes by default: as much of a checkpoint as fits is kept in up to 90 % of the memory that is free.
-    Raises QualityError if no sparsity holds, or if the best one does not hold on the text of the check (then
-    nothing is at `destination`), OptionError for settings that leave nothing to search, InvalidInputError for
-    a text of too few blocks, DestinationExistsError, DestinationBusyError, ResumeError (what was interrupted
-    was another search), and what `convert` and `load` raise.
+    Raises QualityError if no sparsity holds (then nothing is at `destination`), OptionError for settings that
+    leave nothing to search, InvalidInputError for a text of too few blocks, DestinationExistsError,
+    DestinationBusyError, ResumeError (what was interrupted was another search), and what `convert` and `load`
+    raise.
     """
     check_asked(settings, max_increase, scored_blocks)
     report = progress or _silent
@@ -78,9 +80,9 @@ def highest_sparsity(
         task = Task(opened.path, target, settings, max_increase, text, report, announce)
         job = _job(opened, task)
     with Workplace(work, job, resume=resume) as place:
-        chosen, check = _searched(task, place)
+        chosen = _searched(task, place)
         assert place.dense_bytes is not None
-        search = Search(target, max_increase, place.dense_bytes, place.tries, chosen, check)
+        search = Search(target, max_increase, place.dense_bytes, place.tries, chosen)
         _move(place, search)
     return search
 
@@ -110,15 +112,12 @@ def _job(source: Source, task: Task) -> dict[str, Any]:
     }
 
 
-def _searched(task: Task, place: Workplace) -> tuple[Try, Quality]:
-    """The best try and the check of it, searched for unless an interrupted search had them already."""
-    if _moved(place, task.destination):
-        assert place.best is not None
-        assert place.check is not None
-        return place.best, place.check
-    if place.check is None or not holds(place.check, task.max_increase):
+def _searched(task: Task, place: Workplace) -> Try:
+    """The best try, searched for unless an interrupted search had found it already."""
+    if place.best is not None and _moved(place, place.best, task.destination):
+        return place.best
+    if place.best is None or place.best.check is None:
         _check_free(task.destination)
-    place.check_best()
     return run_search(task, place)
 
 
@@ -136,10 +135,9 @@ def _move(place: Workplace, search: Search) -> None:
         place.remove()
 
 
-def _moved(place: Workplace, destination: Path) -> bool:
+def _moved(place: Workplace, best: Try, destination: Path) -> bool:
     """Whether an interrupted search has already put its best try at the destination."""
-    best = place.best
-    if best is None or place.check is None or not holds(place.check, place.max_increase):
+    if best.check is None:
         return False
     return not place.try_path(best.percent).exists() and is_finished(destination)
 

@@ -1,7 +1,9 @@
-"""What a search found: every try, the one that was chosen, and the check of it; and its JSON form."""
+"""What a search found: every try, checks of some, the one that was chosen; and its JSON form."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class Try:
-    """One sparsity that was tried. stored_bytes: of all files. held: whether the increase is within the
-    limit."""
+    """One sparsity that was tried. quality: on the text of the search. stored_bytes: of all files. check: on
+    text that neither calibration nor search used, if that was looked at. held: whether all of that is within
+    the limit."""
 
     percent: int
     quality: Quality
     stored_bytes: int
     held: bool
+    check: Quality | None = None
 
     @property
     def sparsity(self) -> float:
@@ -48,7 +52,7 @@ class Try:
 @dataclass(frozen=True)
 class Search:
     """A search that found something. path: the checkpoint. dense_bytes: of all files of the dense one. tries:
-    in the order they were made. check: of the chosen one, on text that neither calibration nor search used.
+    in the order they were made. chosen: one of them, whose check held.
     """
 
     path: Path
@@ -56,28 +60,39 @@ class Search:
     dense_bytes: int
     tries: tuple[Try, ...]
     chosen: Try
-    check: Quality
+
+    @property
+    def check(self) -> Quality:
+        """Of the chosen one."""
+        assert self.chosen.check is not None
+        return self.chosen.check
 
 
 def to_json(search: Search) -> dict[str, Any]:
-    """A search as JSON; null where a number is not finite."""
+    """A search as JSON; null where a number is not finite, for it is also written to a file."""
     return {
         "path": str(search.path),
         "max_increase": search.max_increase,
         "sparsity": search.chosen.sparsity,
         "stored_bytes": search.chosen.stored_bytes,
         "dense_stored_bytes": search.dense_bytes,
-        "tries": [
-            {
-                "sparsity": each.sparsity,
-                **finite(asdict(each.quality)),
-                "stored_bytes": each.stored_bytes,
-                "held": each.held,
-            }
-            for each in search.tries
-        ],
+        "tries": tries_json(search.tries),
         "check": finite(asdict(search.check)),
     }
+
+
+def tries_json(tries: Sequence[Try]) -> list[dict[str, Any]]:
+    """Tries as JSON, also those of a search that found nothing."""
+    return [
+        {
+            "sparsity": each.sparsity,
+            **finite(asdict(each.quality)),
+            "stored_bytes": each.stored_bytes,
+            "held": each.held,
+            "check": None if each.check is None else finite(asdict(each.check)),
+        }
+        for each in tries
+    ]
 
 
 def try_entry(made: Try) -> Entry:
@@ -89,12 +104,24 @@ def try_entry(made: Try) -> Entry:
     }
 
 
-def try_of(entry: Entry, max_increase: float) -> Try:
-    """The try in a line of the journal."""
+def try_of(entry: Entry, max_increase: float, check: Quality | None = None) -> Try:
+    """The try in a line of the journal, and the check of it."""
     quality = Quality(**entry["quality"])
-    return Try(entry["percent"], quality, entry["stored_bytes"], holds(quality, max_increase))
+    held = holds(quality, max_increase) and (check is None or holds(check, max_increase))
+    return Try(entry["percent"], quality, entry["stored_bytes"], held, check)
 
 
 def holds(quality: Quality, max_increase: float) -> bool:
     """Whether a checkpoint is good enough: a limit accepts what is equal to it, and never NaN."""
     return quality.increase <= max_increase
+
+
+def lowered_limit(tries: Sequence[Try], max_increase: float) -> float:
+    """The increase to search with after checks that failed: lower by the factor by which a check was above
+    what the search had seen, so that the next one may be expected to hold."""
+    limit = max_increase
+    for each in tries:
+        if each.check is not None and not holds(each.check, max_increase):
+            ratio = each.quality.increase / each.check.increase if math.isfinite(each.check.increase) else 0.5
+            limit = min(limit, max_increase * ratio)
+    return limit

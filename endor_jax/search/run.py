@@ -1,4 +1,4 @@
-"""The search itself: the dense model, try after try, and the check of the best one, each done once."""
+"""The search itself: the dense model, try after try, and a check of the best one, until one holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.conversion.survey import Progress, Survey
 from endor_jax.errors import QualityError
 from endor_jax.search.bisection import LOWEST, next_percent
-from endor_jax.search.result import Quality, Try, holds
+from endor_jax.search.result import Try, holds, lowered_limit
 from endor_jax.search.scoring import block_losses, quality_of
 from endor_jax.search.text import SearchText
 from endor_jax.search.workplace import Workplace, is_finished
@@ -34,10 +34,11 @@ class Task:
     announce: Callable[[Survey], None] | None
 
 
-def run_search(task: Task, place: Workplace) -> tuple[Try, Quality]:
-    """Does what is not done yet: the best try, and the check of it. Both are in `place` then.
+def run_search(task: Task, place: Workplace) -> Try:
+    """Does what is not done yet, and returns the best try whose check holds; its checkpoint is in `place`.
 
-    Raises QualityError if no sparsity holds, or if the best one does not hold on the text of the check.
+    The best try is just within the limit, so on other text it may be above it. Then the search goes on with a
+    limit that is lower by that factor. Raises QualityError if no sparsity holds.
     """
     if place.dense_bytes is None:
         _convert(task, "dense", place.dense_path, settings=_dense_settings(task.settings))
@@ -45,24 +46,35 @@ def run_search(task: Task, place: Workplace) -> tuple[Try, Quality]:
         place.add_dense(losses, stored_bytes=taken_bytes(place.dense_path))
     dense, half = place.dense_losses(), len(task.text.search)
     announce = task.announce
+    while True:
+        announce = _try_all(task, place, dense[:half], announce)
+        best = place.best
+        if best is None:
+            raise _none_holds(task, place)
+        name, path = f"check: {best.percent} %", place.try_path(best.percent)
+        # After a failed check the best one is an earlier try, whose checkpoint had been let go.
+        _convert(task, name, path, settings=replace(task.settings, sparsity=best.sparsity))
+        if best.check is not None:
+            return best
+        losses = _scored(task, name, path, task.text.check)
+        place.add_check(best.percent, quality_of(losses, dense[half:]))
+
+
+def _try_all(
+    task: Task,
+    place: Workplace,
+    dense: Float[np.ndarray, "blocks targets"],
+    announce: Callable[[Survey], None] | None,
+) -> Callable[[Survey], None] | None:
+    """Tries what bisection still asks for. dense: losses. Returns `announce` if it was not called."""
     while (percent := next_percent(place.held)) is not None:
         name, path = f"try {len(place.tries) + 1}: {percent} %", place.try_path(percent)
         settings = replace(task.settings, sparsity=percent / 100)
         if _convert(task, name, path, settings=settings, announce=announce):
             announce = None  # calibrating takes as much at any sparsity
-        quality = quality_of(_scored(task, name, path, task.text.search), dense[:half])
+        quality = quality_of(_scored(task, name, path, task.text.search), dense)
         place.add_try(Try(percent, quality, taken_bytes(path), holds(quality, task.max_increase)))
-    best = place.best
-    if best is None:
-        raise _none_holds(task, place)
-    path = place.try_path(best.percent)
-    if place.check is None:
-        losses = _scored(task, f"check: {best.percent} %", path, task.text.check)
-        place.add_check(quality_of(losses, dense[half:]))
-    assert place.check is not None
-    if not holds(place.check, task.max_increase):
-        raise _check_failed(task, best, place.check, path)
-    return best, place.check
+    return announce
 
 
 def _convert(
@@ -100,20 +112,10 @@ def _dense_settings(settings: ConvertSettings) -> ConvertSettings:
 
 def _none_holds(task: Task, place: Workplace) -> QualityError:
     lowest = next(each for each in place.tries if each.percent == LOWEST)
+    on = "" if lowest.check is None else f", {lowest.check} on text that the search had not seen,"
     return QualityError(
         f"search for {task.destination}",
-        got=f"perplexity {lowest.quality} at {LOWEST} % sparsity already",
-        expected=f"at most {task.max_increase:+.2%}",
+        got=f"perplexity {lowest.quality}{on} at {LOWEST} % sparsity already",
+        expected=f"at most {lowered_limit(place.tries, task.max_increase):+.2%}",
         fix=f"take another method or codec, or remove {place.path} and allow more",
-    )
-
-
-def _check_failed(task: Task, best: Try, check: Quality, path: Path) -> QualityError:
-    return QualityError(
-        f"check for {task.destination}",
-        got=f"perplexity {check} at {best.percent} % sparsity, on text that the search had not seen "
-        f"({best.quality} on what it had)",
-        expected=f"at most {task.max_increase:+.2%}",
-        fix=f"take {path} if that will do, convert with a lower sparsity, or remove {path.parent} and "
-        "allow more",
     )

@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from endor_jax.errors import CorruptCheckpointError, DestinationExistsError, ResumeError
+from endor_jax.errors import CorruptCheckpointError, DestinationExistsError
 from endor_jax.search.bisection import HIGHEST, LOWEST, best_percent
-from endor_jax.search.result import Quality, Try, try_entry, try_of
+from endor_jax.search.result import Quality, Try, holds, lowered_limit, try_entry, try_of
 from endor_jax.store.destination import check_job
 from endor_jax.store.digest import digest_bytes
 from endor_jax.store.files import sync_directory
@@ -34,11 +34,11 @@ LOSSES_FILE = "dense_losses.npy"
 class Workplace:
     """The directory of one search, locked while it is open. `close` twice is fine.
 
-    job: what must be the same for a search to be gone on with. tries, check: what is known so far.
-    max_increase: the limit that decides which tries hold.
+    job: what must be the same for a search to be gone on with. tries: what is known so far. max_increase: the
+    limit that was asked for.
     Raises DestinationExistsError if something else is there, or with resume=False anything;
-    DestinationBusyError if somebody works there; ResumeError, naming the difference, if it was another search
-    or the best try is gone. Nothing is written before all of that is clear.
+    DestinationBusyError if somebody works there; ResumeError, naming the difference, if it was another
+    search. Nothing is written before all of that is clear.
     """
 
     def __init__(self, path: Path, job: Entry, *, resume: bool):
@@ -55,8 +55,6 @@ class Workplace:
             entries = self._journal.entries
             self.tries = tries_in(entries, self.max_increase)
             self._dense: Entry | None = _last(entries, "dense")
-            check = _last(entries, "check")
-            self.check = None if check is None else Quality(**check)
             self.clear_away()
         except BaseException:
             self.close()
@@ -74,8 +72,9 @@ class Workplace:
 
     @property
     def held(self) -> dict[int, bool]:
-        """Whether each percent that was tried holds."""
-        return {each.percent: each.held for each in self.tries}
+        """Whether each percent that was tried holds, within the limit that failed checks have left."""
+        limit = lowered_limit(self.tries, self.max_increase)
+        return {each.percent: each.held and holds(each.quality, limit) for each in self.tries}
 
     @property
     def best(self) -> Try | None:
@@ -130,10 +129,16 @@ class Workplace:
         self.tries = (*self.tries, made)
         self.clear_away()
 
-    def add_check(self, check: Quality) -> None:
-        """Keeps what the check of the best try gave."""
-        self._journal.add({"check": asdict(check)})
-        self.check = check
+    def add_check(self, percent: int, check: Quality) -> None:
+        """Keeps what the check of a try gave."""
+        self._journal.add({"check": {"percent": percent} | asdict(check)})
+        self.tries = tuple(
+            replace(each, check=check, held=each.held and holds(check, self.max_increase))
+            if each.percent == percent
+            else each
+            for each in self.tries
+        )
+        self.clear_away()
 
     def clear_away(self) -> None:
         """Removes the checkpoints that are needed no longer."""
@@ -141,17 +146,6 @@ class Workplace:
             _remove(self.dense_path)
         for percent in self.held.keys() - {best_percent(self.held)}:
             _remove(self.try_path(percent))
-
-    def check_best(self) -> None:
-        """Raises ResumeError if the best try is not there any more."""
-        best = self.best
-        if best is not None and not is_finished(self.try_path(best.percent)):
-            raise ResumeError(
-                f"best try {self.try_path(best.percent)}",
-                got="no checkpoint",
-                expected="the one that the search had found so far",
-                fix=f"put it back, or remove {self.path} and begin the search again",
-            )
 
     def remove(self) -> None:
         """Takes the directory away, the journal last, so that an interruption can be told; and closes it."""
@@ -177,8 +171,15 @@ class Workplace:
 
 
 def tries_in(entries: Iterable[Entry], max_increase: float) -> tuple[Try, ...]:
-    """The tries that a journal has."""
-    return tuple(try_of(entry["try"], max_increase) for entry in entries if "try" in entry)
+    """The tries that a journal has, with their checks."""
+    entries, checks = tuple(entries), dict[int, Quality]()
+    for entry in entries:
+        if "check" in entry:
+            percent, figures = entry["check"]["percent"], dict(entry["check"])
+            del figures["percent"]
+            checks[percent] = Quality(**figures)
+    tries = [entry["try"] for entry in entries if "try" in entry]
+    return tuple(try_of(each, max_increase, checks.get(each["percent"])) for each in tries)
 
 
 def is_finished(path: Path) -> bool:

@@ -155,14 +155,22 @@ def test_cells_are_scored_added_to_the_record_and_not_measured_again(
     assert wanda["versions"]["jax"]
     shared = values["settings"]
     assert (shared["model"], shared["data"], shared["length"]) == ("tiny", "pydoc_data.topics", 64)
-    losses = f"tiny-dense-{shared['scored_digest']}-from-2.npy"
-    assert sorted(path.name for path in work.iterdir()) == [losses, "tiny-dense.endor"]
+    kept = f"tiny-bfloat16-{pruning._stamp(source)}-dense"
+    losses = f"{kept}-{shared['scored_digest']}-from-2.npy"
+    assert sorted(path.name for path in work.iterdir()) == [losses, f"{kept}.endor"]
 
     def refuse(arguments):
         raise AssertionError(f"measured again: {arguments}")
 
     monkeypatch.setattr(pruning, "run_verb", refuse)
     assert run("--method", "wanda", "--method", "magnitude", "--sparsity", "0.5") == values
+    namesake = write_tiny(tmp_path / "other" / "tiny", LLAMA | {"num_hidden_layers": 1}, tokenizer=True)
+    monkeypatch.undo()
+    again = [namesake if each == source else each for each in command]
+    other = CliRunner().invoke(app, [*map(str, again), "--method", "none"])
+    assert other.exit_code == 1
+    assert re.search(r"record .*: got .*weights_digest", other.stderr)
+    monkeypatch.setattr(pruning, "run_verb", refuse)
     other = CliRunner().invoke(app, [*map(str, command), "--seed", "1", "--method", "none"])
     assert other.exit_code == 1
     assert re.search(r"record .*: got .*seed 0.*, expected .*seed 1", other.stderr)

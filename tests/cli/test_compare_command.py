@@ -11,6 +11,7 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.bench.plot_compare import plot_comparison
+from endor_jax.cli.console import Output
 from endor_jax.evaluate import compare as compare_module
 from endor_jax.evaluate.compare import compare
 from endor_jax.evaluate.divergence import TokenFigures
@@ -145,6 +146,11 @@ def test_figures_of_a_broken_model_are_null(run_command, dense, checkpoint, text
     result = strictly(done.stdout)
     assert (result["ratio"], result["b"]["perplexity"], result["a"]["perplexity"]) == (None, None, 1.0)
     assert set(result["divergence"].values()) == {None}
+
+
+def test_no_verb_prints_numbers_that_json_has_not(capsys):
+    Output(as_json=True, quiet=True, verbose=False).json({"tasks": [{"one": (float("nan"), 1.5)}]})
+    assert strictly(capsys.readouterr().out) == {"tasks": [{"one": [None, 1.5]}]}
 
 
 def strictly(text: str) -> dict:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import endor_jax as endor
 from endor_jax import models
-from endor_jax.conversion import pipeline
+from endor_jax.conversion import calibrate, pipeline
 from endor_jax.conversion.pipeline import run_conversion, survey_conversion
 from endor_jax.conversion.settings import CalibrationText, ConvertSettings
 from endor_jax.errors import InvalidInputError, ResumeError
@@ -249,9 +250,26 @@ def test_an_error_of_a_method_says_which_matrices(tmp_path, text):
         "tokenizer.json": byte_tokenizer().encode(),
     }
     write_safetensors(tmp_path / "src", tensors.items(), infos=infos, files=files)
-    settings = settings_of(text, values="raw")
-    with pytest.raises(InvalidInputError, match=r"NaN or infinity"):
-        run_conversion(tmp_path / "src", tmp_path / "dst", settings=settings)
+    said = r"^tensor 'model\.layers\.1\.mlp\.down_proj\.weight': pruning: got NaN"
+    for settings in (settings_of(text, values="raw"), ConvertSettings(prune="magnitude", sparsity=0.5)):
+        with pytest.raises(InvalidInputError, match=said):
+            run_conversion(tmp_path / "src", tmp_path / "dst", settings=settings)
+
+
+def test_an_error_behind_the_survey_says_which_matrices_too(llama, tmp_path, text, monkeypatch):
+    def refuse(*_, **__):
+        raise InvalidInputError("pruning", got="a", expected="b", fix="c")
+
+    monkeypatch.setattr(calibrate, "pruned_matrices", refuse)
+    said = r"^layers\.0 \(attention\.output\.weight\): pruning: got a, expected b; c"
+    with pytest.raises(InvalidInputError, match=said):
+        run_conversion(llama, tmp_path / "dst", settings=settings_of(text))
+
+
+def test_a_file_to_calibrate_with_may_be_given_by_its_path_alone(llama, tmp_path, text):
+    for name, given in (("a", Path(text)), ("b", endor.CalibrationText(str(text)))):
+        with pytest.raises(InvalidInputError, match="7 blocks of 512"):  # so it was read, with the defaults
+            endor.convert(llama, tmp_path / name, prune="wanda", sparsity=0.5, calibration=given)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(llama, tmp_path, text):

@@ -98,8 +98,8 @@ def test_losses_of_blocks_are_those_of_the_model(model):
 def test_a_broken_model_has_a_perplexity_that_is_not_finite_and_null_in_json(losses):
     result = of_losses(np.array(losses, np.float32))  # without a warning, which would be an error here
     assert not np.isfinite(result.value)
-    values = {"inside": {"value": result.value, "tokens": result.tokens}, "data": "inf", "none": None}
-    assert finite(values) == {"inside": {"value": None, "tokens": 2}, "data": "inf", "none": None}
+    values = {"inside": [{"value": result.value, "tokens": result.tokens}], "data": "inf", "none": None}
+    assert finite(values) == {"inside": [{"value": None, "tokens": 2}], "data": "inf", "none": None}
 
 
 def test_progress_counts_blocks(model):

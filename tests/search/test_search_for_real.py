@@ -126,15 +126,16 @@ def test_the_command_shows_a_table(source, tmp_path, monkeypatch):
     code, out, said = run("convert", source, tmp_path / "dst", *options)
     assert code == 0, said
     assert "perplexity at most +5.05%" in out
-    assert said.splitlines()[:4] == [
+    assert said.splitlines()[:5] == [
         "checking the source",
         "dense",
         "try 1: 50 %",
         "will write about 50 B, with at most 1 GiB of resident memory",
+        "scoring a try takes more: what fits of it is kept in free memory",
     ]
     assert said.count("resident memory") == 1
     assert "│   1 │     50 % │" in out
-    assert "│ +5.00% ± 0.00% │" in out
+    assert "│ +5.00% ± 0.00% │ +4.00% ± 0.00% │" in out
     assert "check on other text: +4.00% ± 0.00% (perplexity 7.685, dense 7.389, 160 tokens)" in out
     assert f"{tmp_path / 'dst'}: 50 % sparsity" in out
 
@@ -146,7 +147,12 @@ def test_a_search_that_finds_nothing_shows_its_tries_and_ends_with_1(source, tmp
     code, out, said = run("convert", source, tmp_path / "dst", *options)
     assert (code, out) == (1, "")
     assert "│   1 │     50 % │" in said
-    assert "endor: check for " in said
+    assert "endor: search for " in said
+    code, out, _ = run("convert", source, tmp_path / "dst", *options, "--json")
+    values = json.loads(out)
+    assert (code, values["path"], values["max_increase"]) == (1, None, 0.05)
+    assert values["tries"][0]["sparsity"] == 0.5
+    assert any(each["check"] is not None for each in values["tries"])
 
 
 @pytest.mark.parametrize(

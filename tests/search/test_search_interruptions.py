@@ -66,18 +66,24 @@ def increase(percent: int) -> float:
     return 0.00098 * percent
 
 
-def test_interrupted_anywhere_it_finds_the_same(tmp_path, monkeypatch, clock):
+def first_check_fails(percent: int) -> float:
+    return 0.051 if percent == 51 else increase(percent)
+
+
+@pytest.mark.parametrize(("checked", "best"), [(increase, 51), (first_check_fails, 50)])
+def test_interrupted_anywhere_it_finds_the_same(tmp_path, monkeypatch, clock, checked, best):
     source = write_tiny(tmp_path / "source", LLAMA | {"num_hidden_layers": 1}, tokenizer=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nothing pulls the plug here
     monkeypatch.setattr(bisection, "LOWEST", 48)
     monkeypatch.setattr(bisection, "HIGHEST", 53)
     clock.changes = 0
-    faked = Faked(increase, increase, before=clock.tick).install(monkeypatch)
+    faked = Faked(increase, checked, before=clock.tick).install(monkeypatch)
     whole = search(source, Path("dst"))
     expected = contents(tmp_path)
     changes, clock.changes = clock.changes, 0
     assert [each.percent for each in whole.tries] == [50, 52, 51]
+    assert whole.chosen.percent == best
     assert changes > 35
     for stop in range(1, changes + 1):
         shutil.rmtree("dst")
@@ -95,7 +101,9 @@ def test_interrupted_anywhere_it_finds_the_same(tmp_path, monkeypatch, clock):
             before = Counter(faked.scored)
             assert search(source, Path("dst")) == whole, f"change {stop}"
             again = Counter(faked.scored) - before
-            del again[f"{whole.chosen.sparsity:.2f}"]  # it is scored for the check as well
+            for each in whole.tries:
+                if each.check is not None:
+                    del again[f"{each.sparsity:.2f}"]  # it is scored for the check as well
             assert not again & finished, f"change {stop}"
         assert contents(tmp_path) == expected, f"change {stop}"
         assert max(Counter(faked.converted).values()) <= 2
