@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from endor_jax import errors as errors
+    from endor_jax.adapters import orbax as orbax
     from endor_jax.conversion.api import convert as convert
     from endor_jax.conversion.export import export as export
     from endor_jax.conversion.settings import CalibrationText as CalibrationText
@@ -61,6 +62,7 @@ _HOMES = {
     "highest_sparsity": "endor_jax.search.api:highest_sparsity",
     "linear": "endor_jax.kernels.linear.api:linear",
     "load": "endor_jax.generate.model:load",
+    "orbax": "endor_jax.adapters.orbax",
     "open": "endor_jax.store.reader:Checkpoint",
     "save": "endor_jax.store.save:save",
     "stream": "endor_jax.streaming.api:stream",

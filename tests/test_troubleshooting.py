@@ -56,7 +56,7 @@ def invalid_input(directory: Path) -> None:
 
 
 def unsupported(directory: Path) -> None:
-    edit_json(write_tiny(directory / "source") / "config.json", model_type="mistral")
+    edit_json(write_tiny(directory / "source") / "config.json", model_type="mixtral")
     endor.convert(directory / "source", directory / "model.endor")
 
 

@@ -35,7 +35,7 @@ def calibration_blocks(
             f"calibrating {source.path}",
             got="no tokenizer.json",
             expected="one beside the weights: pruning looks at what the model does with a text",
-            fix="fetch it too, or prune by magnitude",
+            fix="fetch it too or write it with AutoTokenizer.save_pretrained, or prune by magnitude",
         )
     length = min(LENGTH, config.max_positions) if text.length is None else text.length
     if length > config.max_positions:

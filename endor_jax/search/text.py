@@ -47,7 +47,7 @@ def search_text(source: Source, text: CalibrationText, scored_blocks: int) -> Se
             f"searching with {source.path}",
             got="no tokenizer.json",
             expected="one beside the weights: tries are scored on a text",
-            fix="fetch it too, or give the sparsity",
+            fix="fetch it too or write it with AutoTokenizer.save_pretrained, or give the sparsity",
         )
     all_of_it = replace(text, blocks=text.blocks + 2 * scored_blocks)
     try:
