@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A directory as it is published, a .gguf, or a key map.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A model directory, a .gguf, or a key map.")],
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="Where to write: nothing, or an interrupted conversion.")
     ],
