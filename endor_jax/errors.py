@@ -85,7 +85,7 @@ class StreamError(EndorError, RuntimeError):
 
 
 @contextmanager
-def of(where: str) -> Iterator[None]:
+def about(where: str) -> Iterator[None]:
     """Says in an InvalidInputError what it is about: whoever raised it knew numbers, not whose they are."""
     try:
         yield

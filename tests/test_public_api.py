@@ -15,12 +15,12 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 
 
 def described(name: str, value: object) -> list[str]:
-    """A public name with its signature; of a class, its public methods and properties too."""
+    """A public name with its signature; of a class, its public methods and properties too; of a module, what
+    it defines."""
     if isinstance(value, ModuleType):
-        classes = sorted(
-            n for n, v in vars(value).items() if inspect.isclass(v) and v.__module__ == value.__name__
-        )
-        return [f"{name}.{n}" for n in classes]
+        own = {n: v for n, v in vars(value).items() if getattr(v, "__module__", "") == value.__name__}
+        public = sorted(n for n in own if not n.startswith("_"))
+        return [f"{name}.{n}{'' if inspect.isclass(own[n]) else inspect.signature(own[n])}" for n in public]
     if not callable(value):
         return [name]
     lines = [f"{name}{inspect.signature(value)}"]

@@ -34,11 +34,12 @@ from endor_jax.adapters.nnx_variables import (
     value_of,
 )
 from endor_jax.adapters.patterns import matching
-from endor_jax.adapters.stack import Stack, dense_params, save_stack, traced_error
+from endor_jax.adapters.stack import Stack, dense_params, save_stack
 from endor_jax.errors import UnsupportedError
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Manifest, Signature
 from endor_jax.streaming.plan import Plan
+from endor_jax.streaming.step import traced_error
 
 
 def save_nnx(

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.core
 
-from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.format.tree import rebuild
 from endor_jax.kernels.expand.api import expand_all
@@ -19,6 +18,7 @@ from endor_jax.store.save import save_records
 from endor_jax.streaming.api import open_executor
 from endor_jax.streaming.budget import default_device
 from endor_jax.streaming.plan import Plan
+from endor_jax.streaming.step import refuse_traced
 from endor_jax.streaming.turn import Turn
 
 REST = "rest"
@@ -116,8 +116,7 @@ class Stack:
         Records before it that were not asked for pass by. Raises UnsupportedError inside a JAX
         transformation, StreamError after `close`, and what a read raises.
         """
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands)):
-            raise traced_error(self.names[index])
+        refuse_traced(operands, self.names[index])
         # Arrays that steps give are committed to the device: others would compile the step once more.
         return self._reach(index).apply(step, *jax.device_put(operands, self._device))
 
@@ -134,17 +133,6 @@ class Stack:
         self._turn, self._turns = None, iter(())
         self._executor.close()
         self._checkpoint.close()
-
-
-def traced_error(name: str) -> UnsupportedError:
-    """For a block whose call is traced: reading ahead cannot be part of a compiled program."""
-    return UnsupportedError(
-        f"streamed block {name}",
-        got="a call inside a JAX transformation (jit, grad, vmap, scan, remat)",
-        expected="one outside: its weights are read while the model runs",
-        fix="call the model outside jit; each block is compiled by itself. To compile your own loop, or to "
-        "differentiate, see docs/embedding.md",
-    )
 
 
 def dense_params(record: Record, signature: Signature) -> Any:

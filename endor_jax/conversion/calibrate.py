@@ -21,7 +21,7 @@ from endor_jax.conversion.activations import Activations
 from endor_jax.conversion.forward import Statistics, layer_step, statistics_step, stem_step
 from endor_jax.conversion.methods import Stored, no_sums, pruned_matrices
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.errors import of
+from endor_jax.errors import about
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.format.quantise import Quantised, dequantise
 from endor_jax.format.values import Codec
@@ -74,7 +74,7 @@ class Calibration:
             names = [name for name in inputs if inputs[name] == first]
             done = sum(name in result for name in inputs) / len(inputs)
             self._note(record, "pruning", _MEASURING + done * _PRUNING)
-            with of(f"{record} ({', '.join(names)})"):
+            with about(f"{record} ({', '.join(names)})"):
                 result |= pruned_matrices(
                     {name: arrays[name] for name in names},
                     sums.pop(first),

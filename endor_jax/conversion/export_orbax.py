@@ -7,6 +7,7 @@ zarr files of its own. Beside it are config and tokenizer files, and the key map
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from endor_jax.sources.orbax_key_map import KEY_MAP_FILE, key_map_json
 from endor_jax.sources.partial_files import partial_files, write_all
 
 _PARAMS = "params"
+_WRITTEN = re.compile(rf"{_PARAMS}(\.partial_save)?(\.orbax-checkpoint-tmp(-\d+)?)?")
 
 
 def write_orbax(model: ExportModel, directory: Path) -> None:
@@ -95,7 +97,7 @@ def _keys(model: ExportModel) -> dict[str, str]:
 
 
 def _remove(directory: Path) -> None:
-    """The arrays, and what Orbax writes until they are whole."""
+    """The arrays, and what Orbax writes until they are whole; nothing else, whatever it is called."""
     for path in directory.glob(f"{_PARAMS}*"):
-        if path.name == _PARAMS or path.name.startswith((f"{_PARAMS}.partial_save", f"{_PARAMS}.orbax")):
+        if _WRITTEN.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from endor_jax.arrays import FLOAT_FORMATS, bits_of, dtype_from_name
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.errors import InvalidInputError, of
+from endor_jax.errors import InvalidInputError, about
 from endor_jax.prune.magnitude import apply_mask, magnitude_mask
 from endor_jax.sources.mapping import Place
 from endor_jax.sources.source import Source
@@ -48,7 +48,7 @@ def prepare(
     del read
     if prunable(place, array.shape) and settings.prune == "magnitude":
         asked, structure = settings.target_sparsity if sparsity is None else sparsity, settings.mask_structure
-        with of(f"tensor {name!r}"):
+        with about(f"tensor {name!r}"):
             for block in [array] if structure.scope == "matrix" else _blocks(array):
                 block[:] = apply_mask(block, magnitude_mask(block, asked, structure=structure))
     if settings.keep_negative_zero or array.dtype.name not in FLOAT_FORMATS:

@@ -24,7 +24,7 @@ from endor_jax.conversion.prepare import prepare, prunable
 from endor_jax.conversion.profile import LayerProfile, profile_layers
 from endor_jax.conversion.settings import CALIBRATED, ConvertSettings
 from endor_jax.conversion.sparsities import layer_sparsities
-from endor_jax.errors import InvalidInputError, of
+from endor_jax.errors import InvalidInputError, about
 from endor_jax.format.choose import codec_size, sample_rows
 from endor_jax.format.layout import RecordLayout, TensorSpec
 from endor_jax.format.values import Codec
@@ -137,7 +137,7 @@ class _Sampler:
         if self.settings.prune not in CALIBRATED or not prunable(place, prepared.array.shape):
             return sample
         structure = self.settings.mask_structure
-        with of(f"tensor {name!r}"):
+        with about(f"tensor {name!r}"):
             mask = wanda(
                 sample.astype(np.float32),
                 self.profile[place.record].squared_norms[place.tensor],

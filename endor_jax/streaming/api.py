@@ -19,7 +19,7 @@ from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.plan import FixedCosts, make_plan
-from endor_jax.streaming.step import LayerFunction, make_step
+from endor_jax.streaming.step import LayerFunction, make_step, refuse_traced
 from endor_jax.streaming.transfer import Device, shares_memory
 from endor_jax.streaming.turn import Turn
 
@@ -35,8 +35,11 @@ class Layer:
         self._turn, self._step, self._device = turn, step, device
 
     def __call__(self, x: Any, state: Any = None) -> tuple[Any, Any]:
-        """The next x and the new state. Raises StreamError once the next layer has been asked for."""
-        return self._turn.apply(self._step, *jax.device_put((x, state), self._device))
+        """The next x and the new state. Raises StreamError once the next layer has been asked for, and
+        UnsupportedError inside a JAX transformation."""
+        operands = jax.device_put((x, state), self._device)
+        refuse_traced(operands, self.name)
+        return self._turn.apply(self._step, *operands)
 
 
 class Stream:
@@ -60,7 +63,8 @@ class Stream:
         """Applies all layers in order: returns the last x and the new states.
 
         x: any pytree. states: one pytree per layer, or None for layers that keep none. Raises
-        InvalidInputError if their number is wrong, and whatever a read raised, with its layer named.
+        InvalidInputError if their number is wrong, UnsupportedError inside a JAX transformation, and whatever
+        a read raised, with its layer named.
         """
         records = self._checkpoint.manifest.records
         new = list(states) if states is not None else [None] * len(records)
@@ -74,6 +78,7 @@ class Stream:
 
         # Layers give arrays committed to the device: the first must get such too, or it compiles once more.
         x, new = jax.device_put((x, new), self._device)
+        refuse_traced((x, new), records[0].name)
 
         def step(index: int, record: Record) -> Any:
             nonlocal x

@@ -31,6 +31,7 @@ from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, closed_error, named
 from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.schedule import Action, Schedule, make_schedule
+from endor_jax.streaming.step import refuse_traced
 from endor_jax.streaming.timeline import Stages, Timeline
 from endor_jax.streaming.transfer import Device, Kept, Source, Way, keep, pin_for, put, shares_memory
 from endor_jax.streaming.turn import Turn, Walk, no_step
@@ -307,6 +308,7 @@ class Executor:
         elif action.kind == "step":
             record, arrived = self._records[index], self._arrived(index)
             result = step(index, Record(arrived.words, record.layout))
+            refuse_traced(result, record.name)
             self._in_use[index] = result, arrived
             self._timeline.ends_with("step", record.name, result)
         else:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 
+from endor_jax.errors import UnsupportedError
 from endor_jax.format.record import Record
 from endor_jax.kernels.expand import expand_all
 
@@ -25,3 +27,24 @@ def make_step(layer: LayerFunction, *, build: Callable[[dict[str, jax.Array]], A
         return layer(build(expand_all(record)), x, state)
 
     return jax.jit(step)
+
+
+def refuse_traced(tree: Any, name: str) -> None:
+    """Raises UnsupportedError if a leaf is traced: a stream that runs inside a JAX transformation.
+
+    Nothing would be computed before the transformation is, and nobody waits for that: by then the memory of
+    the record has been written again.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise traced_error(name)
+
+
+def traced_error(name: str) -> UnsupportedError:
+    """For a layer whose call is traced: reading ahead cannot be part of a compiled program."""
+    return UnsupportedError(
+        f"streamed layer {name}",
+        got="a call inside a JAX transformation (jit, grad, vmap, scan, remat)",
+        expected="one outside: its weights are read while the model runs",
+        fix="call the model outside jit; each layer is compiled by itself. To compile your own loop, or to "
+        "differentiate, see docs/embedding.md",
+    )

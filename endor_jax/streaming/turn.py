@@ -9,6 +9,7 @@ from typing import Any
 from endor_jax.errors import StreamError
 from endor_jax.format.record import Record
 from endor_jax.streaming.schedule import Action
+from endor_jax.streaming.step import refuse_traced
 
 
 class Turn:
@@ -24,7 +25,7 @@ class Turn:
         self._record: Record | None = record
 
     def apply(self, step: Callable[..., Any], *operands: Any) -> Any:
-        """step(record, *operands). Raises StreamError after the turn."""
+        """step(record, *operands). Raises StreamError after the turn, UnsupportedError if that is traced."""
         if self._record is None:
             raise StreamError(
                 f"record {self.name}",
@@ -33,6 +34,7 @@ class Turn:
                 fix="call a layer inside the loop that gives it",
             )
         result = step(self._record, *operands)
+        refuse_traced(result, self.name)  # of a step that closes over something traced
         self.results.append(result)
         return result
 

@@ -264,10 +264,10 @@ def test_calls_inside_transformations_are_refused(path: Path) -> None:
     with stream_nnx(abstract(), path) as run:
         for call in (jax.jit(lambda x: run.model(x)), jax.grad(lambda x: run.model(x).sum())):
             with pytest.raises(
-                UnsupportedError, match=r"block blocks\.0: got a call inside a JAX transformation"
+                UnsupportedError, match=r"layer blocks\.0: got a call inside a JAX transformation"
             ):
                 call(X)
-        with pytest.raises(UnsupportedError, match=r"block Mlp: got a call inside a JAX transformation"):
+        with pytest.raises(UnsupportedError, match=r"layer Mlp: got a call inside a JAX transformation"):
             nnx.jit(lambda model, x: model(x))(run.model, X)
         model: Any = run.model
         run.model(X)  # the stream is as good as before

@@ -83,7 +83,13 @@ def test_a_failure_leaves_nothing_and_what_a_killed_export_left_is_taken_over(
     # What a process that is killed leaves: another model's arrays, which must not get into this one.
     out.mkdir(parents=True)
     ocp.v1.partial.save(str(out / "params"), {"other": np.ones(3)})
+    mine = [out / name / "mine" for name in ("params.orbax", "params.partial_save_notes", "params2")]
+    for file in mine:
+        file.parent.mkdir()
+        file.touch()
     endor.export(tmp_path / "checkpoint", out, to="orbax")
+    assert all(file.exists() for file in mine)
+    assert not list(out.glob("params.partial_save*tmp*")) + list(out.glob("params.partial_save"))
     with open_source(out) as opened:
         assert len(opened.tensors) == len(random_tensors(LLAMA))
 

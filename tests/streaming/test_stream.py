@@ -13,7 +13,7 @@ import pytest
 from layer_stacks import apply, device_budget, host_budget, inputs, save_in_parts, stack
 
 import endor_jax as endor
-from endor_jax.errors import StreamError
+from endor_jax.errors import StreamError, UnsupportedError
 from endor_jax.streaming.plan import Plan
 
 COUNT = 10
@@ -229,3 +229,49 @@ def test_a_layer_may_be_called_twice_in_its_turn_and_never_after(path: Path) -> 
         last(inputs())
     with pytest.raises(StreamError, match=r"a call after close\(\)"):
         next(run.layers())
+
+
+TRANSFORMED = {
+    "jit": lambda call: jax.jit(call)(inputs()),
+    "grad": lambda call: jax.grad(lambda x: call(x).sum())(inputs()),
+    "vmap": lambda call: jax.vmap(call)(inputs()[None]),
+    "jvp": lambda call: jax.jvp(call, (inputs(),), (inputs(),)),
+    "jit of constants": lambda call: jax.jit(lambda: call(inputs()))(),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_a_pass_inside_a_transformation_is_refused_and_the_stream_goes_on(path: Path, name: str) -> None:
+    """Its steps would run when the memory of their records has long been written again."""
+    expected, _ = plain(LAYERS, inputs(), zeros(COUNT))
+    with endor.stream(
+        apply, path, device_memory=device_budget(path, 0), host_memory=host_budget(path, 6)
+    ) as run:
+
+        def whole(x: Any) -> Any:
+            return run(x, zeros(COUNT))[0]
+
+        def walked(x: Any) -> Any:
+            for layer in run.layers():
+                x, _ = layer(x, jnp.zeros(()))
+            return x
+
+        for call in (whole, walked):
+            with pytest.raises(
+                UnsupportedError, match=r"layer layers\.0: got a call inside a JAX transformation"
+            ):
+                TRANSFORMED[name](call)
+        assert np.asarray(whole(inputs())).tobytes() == expected.tobytes()
+
+
+def test_a_layer_that_closes_over_something_traced_is_refused(path: Path) -> None:
+    def gradient(scale: jax.Array) -> jax.Array:
+        def layer(params: Any, x: Any, state: Any) -> Any:
+            x, state = apply(params, x, state)
+            return x * scale, state
+
+        with endor.stream(layer, path) as run:
+            return run(inputs(), zeros(COUNT))[0].sum()
+
+    with pytest.raises(UnsupportedError, match="got a call inside a JAX transformation"):
+        jax.grad(gradient)(jnp.ones(()))
