@@ -177,7 +177,7 @@ MISTRAL = Keys(
         "max_position_embeddings": Field("max_positions", size, 131_072),
     },
     derived=frozenset({"sliding_window", *ROPE_KEYS}),
-    only=_LLAMA_ONLY,
+    only=_LLAMA_ONLY | {"attention_bias": (False,)},
     ignored=_IGNORED,
 )
 QWEN2 = Keys(

@@ -31,7 +31,7 @@ def of_qwen(config: Mapping[str, Any], layers: int) -> int | None:
     """
     used = hf_keys.flag("use_sliding_window", config.get("use_sliding_window", False))
     window = hf_keys.size_or_null("sliding_window", config.get("sliding_window", 4096))
-    full = hf_keys.count("max_window_layers", config.get("max_window_layers", 28))
+    full = hf_keys.count("max_window_layers", config.get("max_window_layers", 28)) if used else 0
     window = window if used else None
     types = config.get("layer_types")
     if types is not None:

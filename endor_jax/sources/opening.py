@@ -76,7 +76,7 @@ def _open_directory(path: Path, names: list[str]) -> Source:
     for single, index, shard, opened in layouts:
         files = [single] if single in names else [name for name in names if shard.fullmatch(name)]
         if files or index in names:
-            for name in files:
+            for name in files if index not in names else ():  # an index says itself what is to be read
                 refuse_pointer(path / name)
             return opened(path)
     if not MARKS.isdisjoint(names):

@@ -15,6 +15,7 @@ from endor_jax.errors import InvalidInputError, NotFoundError
 from endor_jax.sources.brief import brief
 from endor_jax.sources.byte_range import is_regular_file
 from endor_jax.sources.json_object import read_json_object
+from endor_jax.sources.lfs_pointer import refuse_pointer
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._ +=-]{1,200}")
 _SHOWN = 8  # names in an error message
@@ -31,8 +32,9 @@ def read_sharded(
     other, and what `parse` raises.
     """
     if is_regular_file(directory / file):
-        return dict(parse(directory / file))
+        return merged(directory, [file], parse)[0]
     index = directory / f"{file}.index.json"
+    refuse_pointer(index)
     weight_map = _weight_map(index, suffix=Path(file).suffix)
     shards = sorted(set(weight_map.values()))
     _check_all_there(directory, shards, index)
@@ -46,11 +48,12 @@ def merged(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """By name, what `parse` makes of the tensors in several files, and in which file each is.
 
-    Raises InvalidInputError for a name in two of them.
+    Raises InvalidInputError for a name in two of them, and for a Git LFS pointer in place of a file.
     """
     found: dict[str, Tensor] = {}
     homes: dict[str, str] = {}
     for file in files:
+        refuse_pointer(directory / file)
         for name, tensor in parse(directory / file).items():
             if name in found:
                 raise InvalidInputError(

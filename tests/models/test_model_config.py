@@ -324,6 +324,7 @@ USED = {"use_sliding_window": True, "sliding_window": 9, "num_hidden_layers": 4}
     ("keys", "window"),
     [
         ({"use_sliding_window": False, "sliding_window": 9, "max_window_layers": 0}, None),
+        ({"use_sliding_window": False, "max_window_layers": None}, None),
         (USED | {"max_window_layers": 4}, None),
         (USED | {"max_window_layers": 28}, None),
         (USED | {"max_window_layers": 0}, 9),
@@ -366,6 +367,12 @@ def test_windows_of_qwen_that_are_refused(base: dict, keys: dict, kind: type[Exc
 def test_a_window_of_mistral_is_a_number():
     with pytest.raises(InvalidInputError, match="'sliding_window': got 0"):
         from_hf(MISTRAL | {"sliding_window": 0})
+
+
+def test_a_mistral_may_say_that_it_has_no_biases():
+    assert from_hf(MISTRAL | {"attention_bias": False}) == from_hf(MISTRAL)
+    with pytest.raises(UnsupportedError, match="'attention_bias': got True"):
+        from_hf(MISTRAL | {"attention_bias": True})
 
 
 def test_the_head_dim_of_a_qwen3_is_not_derived():

@@ -128,6 +128,21 @@ def test_git_lfs_pointers_are_called_by_their_name(tmp_path: Path, file: str) ->
         open_source(tmp_path / "model").files()
 
 
+def test_a_pointer_that_the_index_does_not_name_is_nobodys_business(tmp_path: Path) -> None:
+    """A clone of which only the shards were fetched, beside a consolidated file."""
+    model = write_tiny(tmp_path / "model", OPT)
+    (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(random_tensors(OPT), "model-00001-of-00001.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 250540281\n"
+    (model / "consolidated.safetensors").write_text(pointer)
+    with open_source(model) as opened:
+        assert len(opened.tensors) == len(random_tensors(OPT))
+    (model / "model-00001-of-00001.safetensors").write_text(pointer)
+    with pytest.raises(InvalidInputError, match=r"00001\.safetensors: got a Git LFS pointer"):
+        open_source(model)
+
+
 @pytest.mark.parametrize("prefix", ["", "decoder."])
 def test_opt_with_the_prefixes_that_repositories_have(tmp_path: Path, prefix: str) -> None:
     """Base models are saved without "model.", and some of Facebook's have "decoder." alone."""
