@@ -299,6 +299,14 @@ def tables_from_records() -> str:
     return TABLES.sub(filled, DOCUMENT.read_text())
 
 
+def test_no_cell_of_the_document_took_more_memory_than_was_stated():
+    for _, name, *_ in TABLES.findall(DOCUMENT.read_text()):
+        record = read_record(DOCUMENT.parent / name)
+        assert record is not None
+        for each in record.cells:
+            assert each.peak_bytes <= each.stated_peak_bytes, str(each.cell)
+
+
 def test_the_tables_of_the_document_are_those_of_its_records():
     assert len(TABLES.findall(DOCUMENT.read_text())) == 2
     assert tables_from_records() == DOCUMENT.read_text(), "python -m tests.bench.test_bench_pruning"
