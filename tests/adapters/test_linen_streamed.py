@@ -161,7 +161,7 @@ def test_blocks_made_in_setup_with_caches_and_other_methods(tmp_path: Path) -> N
 
 def test_what_cannot_be_done_is_refused(path: Path, variables: Any) -> None:
     with stream_linen(Compact(), path, reader="preadv") as run:
-        with pytest.raises(UnsupportedError, match=r"block block_0: got a call inside a JAX transformation"):
+        with pytest.raises(UnsupportedError, match=r"layer block_0: got a call inside a JAX transformation"):
             jax.jit(run.apply)(run.variables, X)
         with pytest.raises(
             UnsupportedError, match=r"block block_0: got a call that draws random numbers, expected"

@@ -146,7 +146,7 @@ def test_head_dim_is_free():
         (SMOLLM2, "quantization_config", {"quant_method": "gptq"}),
         (SMOLLM2, "partial_rotary_factor", 0.5),
         (SMOLLM2, "sliding_window", 4096),
-        (MISTRAL, "attention_bias", False),
+        (MISTRAL, "attention_bias", True),
         (MISTRAL, "layer_types", ["sliding_attention"] * 32),
         (MISTRAL, "num_local_experts", 8),
         (MISTRAL, "hidden_act", "gelu"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import endor_jax as endor
-from endor_jax.errors import StreamError
+from endor_jax.errors import StreamError, UnsupportedError
 
 
 @pytest.fixture
@@ -22,18 +23,25 @@ def path(tmp_path: Path) -> Path:
 
 def test_pass_within_a_pass_is_refused(path: Path) -> None:
     """Two at once would take each other's records: wrong results without an error."""
-    refused: list[StreamError] = []
+    refused: list[Exception] = []
 
-    def layer(params: Any, x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    def attempt() -> None:
         try:
             run(jnp.ones(8))
-        except StreamError as error:
+        except (StreamError, UnsupportedError) as error:
             refused.append(error)
+
+    def layer(params: Any, x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        other = threading.Thread(target=attempt)
+        other.start()
+        other.join()
+        attempt()  # here the layer is being traced
         return x @ params["w"], state
 
     with endor.stream(layer, path) as run:
         run(jnp.ones(8))
         assert "one pass at a time" in str(refused[0])
+        assert "inside a JAX transformation" in str(refused[1])
         x, _ = run(jnp.ones(8))  # the stream is as good as before
         assert x.shape == (8,)
 
