@@ -24,7 +24,7 @@ from endor_jax.errors import EndorError
 from endor_jax.store.verify import verify
 from tests.store.small_checkpoints import convert_small, files_of
 
-FLIPS = int(os.environ.get("ENDOR_TEST_FLIPS", "150"))
+FLIPS = int(os.environ.get("ENDOR_TEST_FLIPS", "80"))
 TRUNCATIONS = int(os.environ.get("ENDOR_TEST_TRUNCATIONS", "30"))
 
 
