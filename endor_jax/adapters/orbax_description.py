@@ -27,9 +27,8 @@ from endor_jax.format.layout import (
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.tree import Shape
-from endor_jax.format.values import parse_codec
 from endor_jax.store.digest import digest_bytes
-from endor_jax.store.manifest import FORMAT_VERSION, Manifest, Signature, to_json
+from endor_jax.store.manifest import FORMAT_VERSION, Manifest, Signature, layout_from_json, to_json
 from endor_jax.store.manifest_schema import check_schema
 
 _VERSION = 1
@@ -136,7 +135,7 @@ def parse_description(value: Any, shapes: Mapping[str, Any], *, where: str) -> D
 def _description(value: Mapping[str, Any], shapes: Mapping[str, Any]) -> Description:
     if value.keys() != _MEMBERS or type(value["packed"]) is not dict:
         raise ValueError(f"the members {sorted(value)}")
-    layouts = [_layout(layout) for layout in _checked(value["layouts"], value["tree"])]
+    layouts = [layout_from_json(layout) for layout in _checked(value["layouts"], value["tree"])]
     names = leaf_names(value["tree"])
     packed: dict[str, Packed] = {}
     for name, entry in value["packed"].items():
@@ -166,15 +165,6 @@ def _checked(layouts: Any, tree: Any) -> list[Any]:
     empty = {"format": "endor", "format_version": FORMAT_VERSION, "made": {}, "model": None, "records": []}
     check_schema(empty | {"files": {}, "signatures": [signature, *layouts]})
     return layouts
-
-
-def _layout(value: Mapping[str, Any]) -> RecordLayout:
-    if value["segment"] != SEGMENT:
-        raise ValueError(f"segments of {value['segment']} columns")
-    tensors = value["tensors"]
-    codecs = {t["name"]: None if t["codec"] is None else parse_codec(t["codec"]) for t in tensors}
-    specs = {t["name"]: TensorSpec(tuple(t["shape"]), t["dtype"], codecs[t["name"]]) for t in tensors}
-    return with_escapes(plan_layout(specs, parts=value["parts"]), {t["name"]: t["escapes"] for t in tensors})
 
 
 def _check_words(packed: Packed, shapes: Sequence[Any]) -> None:

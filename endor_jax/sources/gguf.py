@@ -28,7 +28,7 @@ from endor_jax.sources.gguf_config import generation_config, llama_config
 from endor_jax.sources.gguf_header import GgufHeader, GgufTensor, parse_gguf_header
 from endor_jax.sources.gguf_rope import llama3_scaling
 from endor_jax.sources.gguf_tokenizer import tokenizer_files
-from endor_jax.sources.source import TensorInfo
+from endor_jax.sources.source import TensorInfo, no_such_tensor
 
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -63,12 +63,7 @@ class GgufSource:
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised to float32, in Hugging Face row order and in its own memory."""
         if name not in self.tensors:
-            raise InvalidInputError(
-                f"source {self.path}",
-                got=f"tensor name {name!r}",
-                expected="one of its `tensors`",
-                fix="check the spelling",
-            )
+            raise no_such_tensor(self.path, name)
         array = _dequantise(self.header, self.header.tensors[self.stored_names[name]])
         if ".q_proj." in name:
             return unpermute(array, self.config["num_attention_heads"])

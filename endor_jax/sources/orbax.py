@@ -25,7 +25,7 @@ from endor_jax.sources.copied_files import read_copied_files
 from endor_jax.sources.json_object import read_json_object
 from endor_jax.sources.orbax_api import orbax_v1, reading_orbax, unreadable
 from endor_jax.sources.orbax_key_map import KEY_MAP_FILE, Entry, info_of, parse_key_map, resolve
-from endor_jax.sources.source import TensorInfo
+from endor_jax.sources.source import TensorInfo, no_such_tensor
 
 MARKS = frozenset({KEY_MAP_FILE, "_CHECKPOINT_METADATA", "_METADATA", "orbax.checkpoint", "manifest.ocdbt"})
 """Names of files that tell a directory as one for this reader."""
@@ -53,12 +53,7 @@ class OrbaxSource:
     def read(self, name: str) -> np.ndarray:
         """One tensor, transposed and reshaped. Raises InvalidInputError if it is not there or unreadable."""
         if name not in self.tensors:
-            raise InvalidInputError(
-                f"source {self.path}",
-                got=f"tensor name {name!r}",
-                expected="one of its `tensors`",
-                fix="check the spelling",
-            )
+            raise no_such_tensor(self.path, name)
         entry, info = self.entries[name], self.tensors[name]
         with self.lock:  # Orbax counts its operations, one after the other
             array = read_array(self.directory, self.tree, entry.key)

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from endor_jax.arrays import dtype_from_name
-from endor_jax.errors import InvalidInputError
 from endor_jax.sources.byte_range import is_regular_file, read_range
 from endor_jax.sources.copied_files import read_copied_files
 from endor_jax.sources.json_object import read_json_object
 from endor_jax.sources.safetensors_header import Location, parse_header
 from endor_jax.sources.sharded import merged, read_sharded
-from endor_jax.sources.source import TensorInfo
+from endor_jax.sources.source import TensorInfo, no_such_tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -38,12 +37,7 @@ class SafetensorsSource:
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its own memory and native dtype; InvalidInputError if it is not there."""
         if name not in self.tensors:
-            raise InvalidInputError(
-                f"source {self.path}",
-                got=f"tensor name {name!r}",
-                expected="one of its `tensors`",
-                fix="check the spelling",
-            )
+            raise no_such_tensor(self.path, name)
         info, place = self.tensors[name], self.locations[name]
         data = read_range(place.file, offset=place.offset, length=place.length, what=f"tensor {name!r}")
         return data.view(dtype_from_name(info.dtype)).reshape(info.shape)

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from endor_jax.arrays import dtype_from_name
+from endor_jax.errors import InvalidInputError
 
 COPIED_FILES = (
     "config.json",
@@ -84,3 +85,13 @@ class Source(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+
+def no_such_tensor(path: Path, name: str) -> InvalidInputError:
+    """The error for a name that a source does not have."""
+    return InvalidInputError(
+        f"source {path}",
+        got=f"tensor name {name!r}",
+        expected="one of its `tensors`",
+        fix="check the spelling",
+    )

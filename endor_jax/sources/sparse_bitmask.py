@@ -17,7 +17,7 @@ import numpy as np
 from endor_jax.errors import InvalidInputError
 from endor_jax.sources.brief import brief
 from endor_jax.sources.safetensors import SafetensorsSource
-from endor_jax.sources.source import TensorInfo
+from endor_jax.sources.source import TensorInfo, no_such_tensor
 from endor_jax.sources.sparse_bitmask_config import SPARSE_BITMASK, storage_of, without_storage
 from endor_jax.sources.sparse_bitmask_layout import SUFFIXES, check_infos, expand
 
@@ -39,12 +39,7 @@ class SparseBitmaskSource:
     def read(self, name: str) -> np.ndarray:
         """One tensor, dense. Raises InvalidInputError if it is not there or its pieces do not agree."""
         if name not in self.tensors:
-            raise InvalidInputError(
-                f"source {self.path}",
-                got=f"tensor name {name!r}",
-                expected="one of its `tensors`",
-                fix="check the spelling",
-            )
+            raise no_such_tensor(self.path, name)
         module = self.modules.get(name)
         if module is None:
             return self.stored.read(name)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from endor_jax.errors import InvalidInputError
 from endor_jax.sources.copied_files import read_copied_files
 from endor_jax.sources.json_object import read_json_object
-from endor_jax.sources.source import TensorInfo
+from endor_jax.sources.source import TensorInfo, no_such_tensor
 from endor_jax.sources.stored_tensor import StoredTensor, read_stored
 
 
@@ -32,12 +31,7 @@ class StoredSource:
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its own memory, C order and native dtype; InvalidInputError if it is not there."""
         if name not in self.stored:
-            raise InvalidInputError(
-                f"source {self.path}",
-                got=f"tensor name {name!r}",
-                expected="one of its `tensors`",
-                fix="check the spelling",
-            )
+            raise no_such_tensor(self.path, name)
         return read_stored(self.stored[name], what=f"tensor {name!r}")
 
     def files(self) -> dict[str, bytes]:

@@ -176,7 +176,9 @@ def _layout_to_json(layout: RecordLayout) -> dict[str, Any]:
     return {"parts": layout.parts, "segment": SEGMENT, "tensors": tensors}
 
 
-def _layout_from_json(value: Mapping[str, Any]) -> RecordLayout:
+def layout_from_json(value: Mapping[str, Any]) -> RecordLayout:
+    """The layout that a signature of a manifest describes, its schema checked. Raises ValueError for segments
+    of another width, and what `plan_layout` raises."""
     specs = {
         t["name"]: TensorSpec(
             tuple(t["shape"]), t["dtype"], None if t["codec"] is None else parse_codec(t["codec"])
@@ -231,7 +233,7 @@ def _build(body: Mapping[str, Any]) -> Manifest:
         )
         for r in body["records"]
     )
-    signatures = tuple(Signature(_layout_from_json(s), s["tree"]) for s in body["signatures"])
+    signatures = tuple(Signature(layout_from_json(s), s["tree"]) for s in body["signatures"])
     groups: list[list[StoredRecord]] = [[] for _ in signatures]
     for record in records:
         if record.signature >= len(signatures):
