@@ -28,7 +28,7 @@ from endor_jax.errors import (
     UnsupportedError,
 )
 
-WORDS_BYTES = int(os.environ.get("ENDOR_ORBAX_BYTES", 4 << 20))
+WORDS_BYTES = int(os.environ.get("ENDOR_ORBAX_BYTES", 16 << 20))
 """How many bytes of words the size of a checkpoint is measured with."""
 
 
