@@ -27,6 +27,7 @@ from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Manifest, Signature
 from endor_jax.streaming.plan import Plan
+from endor_jax.streaming.step import is_traced
 
 
 def save_linen(
@@ -98,6 +99,7 @@ class StreamedLinen:
         self._step = jax.jit(_step, static_argnames="call")
         self._functions = Functions()
         self._in_a_step = False
+        self._is_traced = False  # the call of `apply` that is under way
 
     @property
     def plan(self) -> Plan:
@@ -118,8 +120,8 @@ class StreamedLinen:
         """`model.apply` of the same arguments, with streamed blocks; to be called outside jit.
 
         Other options of `apply` (mutable, method) mean what they do there. Raises UnsupportedError for a
-        block that draws random numbers or changes its parameters, for capture_intermediates, and inside a
-        JAX transformation.
+        block that draws random numbers or changes its parameters, for capture_intermediates, inside a JAX
+        transformation, and for blocks that the model transforms (nn.remat, nn.jit).
         """
         if kwargs.get("capture_intermediates"):
             raise UnsupportedError(
@@ -128,6 +130,7 @@ class StreamedLinen:
                 expected="no look into blocks",
                 fix="sow what is wanted, and pass mutable=['intermediates']",
             )
+        self._is_traced = is_traced((variables, args, kwargs))
         with nn.intercept_methods(self._intercept):
             return self._model.apply(variables, *args, **kwargs)
 
@@ -175,6 +178,8 @@ class StreamedLinen:
         )
         _check_hashable(call)
         collections = {name: held for name, held in _plain(module.variables).items() if name != "params"}
+        if is_traced((collections, arrays)) and not self._is_traced:
+            raise _transformed_error(call.name)
 
         def step(record: Record, collections: Any, arrays: Any) -> Any:
             self._in_a_step = True
@@ -193,11 +198,22 @@ class StreamedLinen:
                 module.scope.put_variable(collection, name, value)
         return result
 
-    def _alone(self, module: nn.Module) -> nn.Module:
-        """The block by itself: without parent and name, so that equal blocks compare equal."""
-        own = [each.name for each in dataclasses.fields(module) if each.name not in ("parent", "name")]
-        fields = {name: self._functions.one(getattr(module, name)) for name in own}
-        return module.clone(parent=None, name=None, **fields)
+    def _alone(self, module: nn.Module, name: str | None = None) -> nn.Module:
+        """A block, or a module in a field of one, without parent: equal blocks then compare equal."""
+        fields = {}
+        for own in dataclasses.fields(module):
+            if own.init and own.name not in ("parent", "name"):
+                held = getattr(module, own.name)
+                fields[own.name] = jax.tree.map(self._held_alone, held, is_leaf=_is_module)
+        return module.clone(parent=None, name=name, **fields)
+
+    def _held_alone(self, value: Any) -> Any:
+        """A part of what a field of a block holds: modules by themselves, and one of all equal functions."""
+        return self._alone(value, value.name) if _is_module(value) else self._functions.one(value)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, nn.Module)
 
 
 @dataclass(frozen=True)
@@ -254,6 +270,16 @@ def _check_hashable(call: _Call) -> None:
             expected="arrays, or values that compare and hash",
             fix="pass it as an array, or as a tuple instead of a list",
         ) from error
+
+
+def _transformed_error(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"streamed block {name}",
+        got="a call inside a transformation that the model makes (nn.remat, nn.jit, nn.cond)",
+        expected="one outside: its weights are read while the model runs",
+        fix="make the model that is streamed without it, as its configuration may allow (remat=False): "
+        "blocks are compiled in any case, and nothing is kept of them for gradients",
+    )
 
 
 def _random_error(name: str) -> UnsupportedError:

@@ -13,7 +13,6 @@ import os
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from endor_jax.adapters.functions import Functions
+from endor_jax.adapters.nnx_step import Call, check_hashable, step
 from endor_jax.adapters.nnx_variables import (
     check_same,
     key_impl,
@@ -34,10 +34,9 @@ from endor_jax.adapters.nnx_variables import (
     value_of,
 )
 from endor_jax.adapters.patterns import matching
-from endor_jax.adapters.stack import Stack, dense_params, save_stack
-from endor_jax.errors import UnsupportedError
-from endor_jax.format.record import Record
-from endor_jax.store.manifest import Manifest, Signature
+from endor_jax.adapters.stack import Stack, save_stack
+from endor_jax.adapters.streamed_parameter import StreamedParameter
+from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.step import traced_error
 
@@ -118,7 +117,7 @@ class StreamedNnx:
         self._blocks = [modules[name] for name in stack.names]
         self._index = {id(block): index for index, block in enumerate(self._blocks)}
         # A function of its own: compiled steps go when the stream does, as the subclasses in them do.
-        self._step = jax.jit(functools.partial(_step), static_argnames="call")
+        self._step = jax.jit(functools.partial(step), static_argnames="call")
         _share_functions(self._blocks)
         streamed = functools.cache(functools.partial(_streamed, session=weakref.ref(self)))
         for block in self._blocks:
@@ -161,8 +160,8 @@ class StreamedNnx:
         inputs_graph, variables, arrays = nnx.split(inputs, nnx.Variable, ...)
         original = type(block).__mro__[1]
         signature = self._stack.signatures[index]
-        call = _Call(self._stack.names[index], original, method, graph, inputs_graph, signature, params)
-        _check_hashable(call)
+        call = Call(self._stack.names[index], original, method, graph, inputs_graph, signature, params)
+        check_hashable(call)
         result, state, variables = self._stack.apply(
             index, functools.partial(self._step, call=call), state, (variables, arrays)
         )
@@ -170,54 +169,6 @@ class StreamedNnx:
         if jax.tree.leaves(variables):
             nnx.update(inputs, variables)
         return result
-
-
-@dataclass(frozen=True)
-class _Call:
-    """All that is static in a call of a block; calls that compare equal share one compiled step.
-
-    name: of the block that is called. signature: of its record, whose layout is static in the record already.
-    params: its parameters without values. Any of the equal calls may give these when a step is compiled.
-    """
-
-    name: str = field(compare=False)
-    original: type[nnx.Module]
-    method: str
-    graph: Any
-    inputs: Any
-    signature: Signature = field(compare=False)
-    params: Any = field(compare=False)
-
-
-def _step(record: Record, state: Any, inputs: tuple[Any, Any], call: _Call) -> tuple[Any, Any, Any]:
-    """(what the method gives, the block's other variables, the variables among its arguments)."""
-    dense = dense_params(record, call.signature)
-    params = [
-        (path, variable.replace(dense[name])) for name, (path, variable) in leaves_of(call.params).items()
-    ]
-    block = nnx.merge(call.graph, nnx.from_flat_state(params), state)
-    streamed, block.__class__ = type(block), call.original
-    args, kwargs = nnx.merge(call.inputs, *inputs)
-    result = getattr(block, call.method)(*args, **kwargs)
-    block.__class__ = streamed
-    graph, after, state = nnx.split(block, nnx.Param, ...)
-    inputs_graph, variables, _ = nnx.split((args, kwargs), nnx.Variable, ...)
-    if graph != call.graph or inputs_graph != call.inputs:
-        raise UnsupportedError(
-            f"streamed block {call.name}",
-            got=f"a call of {call.method} that adds or removes variables, or sets attributes",
-            expected="the structure it had before",
-            fix="make what it adds before streaming (caches, sow), or return it",
-        )
-    for name, (_, variable) in leaves_of(after).items():
-        if variable.get_value() is not dense[name]:
-            raise UnsupportedError(
-                f"streamed block {call.name}",
-                got=f"a call of {call.method} that changes its {type(variable).__name__} {name}",
-                expected="parameters that stay as they are: they are read again for every call",
-                fix="keep what changes in a variable of another type, such as nnx.BatchStat",
-            )
-    return result, state, variables
 
 
 def _streamed(original: type[nnx.Module], *, session: Callable[[], StreamedNnx | None]) -> type[nnx.Module]:
@@ -234,11 +185,18 @@ def _streamed(original: type[nnx.Module], *, session: Callable[[], StreamedNnx |
         return call
 
     own = original.__mro__[: original.__mro__.index(nnx.Module)]
-    names = {name for each in own for name, value in vars(each).items() if inspect.isfunction(value)}
+    names = {name for each in own for name, value in vars(each).items() if _is_method(value)}
     public = [name for name in names if name == "__call__" or not name.startswith("_")]
     described = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     namespace = described | {name: stepping(name) for name in public}
     return types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(namespace))
+
+
+def _is_method(value: Any) -> bool:
+    """Also for what `nnx.jit` makes of a function; not for static methods, which know no block."""
+    return inspect.isfunction(value) or (
+        not isinstance(value, staticmethod | classmethod) and inspect.isfunction(inspect.unwrap(value))
+    )
 
 
 def _share_functions(blocks: Sequence[nnx.Module]) -> None:
@@ -249,18 +207,6 @@ def _share_functions(blocks: Sequence[nnx.Module]) -> None:
             for name, value in list(vars(module).items()):
                 if (one := functions.one(value)) is not value:
                     setattr(module, name, one)
-
-
-def _check_hashable(call: _Call) -> None:
-    try:
-        hash(call)
-    except TypeError as error:
-        raise UnsupportedError(
-            f"streamed block {call.name}",
-            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
-            expected="arrays, variables, or values that compare and hash",
-            fix="pass it as an array, or as a tuple instead of a list",
-        ) from error
 
 
 def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
@@ -280,7 +226,7 @@ def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
     def filled(name: str, leaf: Any) -> Any:
         held = value_of(leaf)
         if name in expected:
-            value = jax.ShapeDtypeStruct(held.shape, held.dtype)
+            value = StreamedParameter(name, held.shape, held.dtype)
         elif jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
             value = jax.random.wrap_key_data(stack.rest[name], impl=key_impl(held))
         else:

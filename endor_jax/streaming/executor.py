@@ -350,8 +350,8 @@ class Executor:
             if self._walk is not None and self._walk.turn is not None:
                 self._walk.turn.end()
             self._walk = None
-            # JAX lets go of adopted buffers when Python collects garbage, of whatever generation. All of them take
-            # 0.3 seconds in a process that has imported much.
+            # JAX lets go of adopted buffers when Python collects garbage, of whatever generation. All of it
+            # takes 0.3 seconds in a process that has imported much.
             gc.collect(0)
             self._freed = True
 

@@ -35,8 +35,13 @@ def refuse_traced(tree: Any, name: str) -> None:
     Nothing would be computed before the transformation is, and nobody waits for that: by then the memory of
     the record has been written again.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+    if is_traced(tree):
         raise traced_error(name)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf stands for a value that a JAX transformation has not computed yet."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def traced_error(name: str) -> UnsupportedError:

@@ -229,3 +229,63 @@ def test_nested_stacks(tmp_path: Path) -> None:
     with stream_linen(model, tmp_path / "x") as run:
         assert isinstance(run, StreamedLinen)
         np.testing.assert_allclose(run.apply(run.variables, X), model.apply(variables, X), atol=1e-6)
+
+
+def test_modules_in_fields_of_blocks(tmp_path: Path) -> None:
+    class Around(nn.Module):
+        inner: nn.Module
+        more: tuple[nn.Module, ...]
+        traces: ClassVar[list[int]] = [0]
+
+        def __call__(self, x: Any) -> Any:
+            self.traces[0] += 1
+            for each in (self.inner, *self.more):
+                x = x + jnp.tanh(each(x))
+            return x
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for i in range(3):
+                inner = nn.Dense(WIDTH, parent=None, kernel_init=nn.initializers.normal(0.1))
+                more = (nn.Dense(WIDTH, parent=None), nn.Dense(WIDTH, parent=None))
+                x = Around(inner, more, name=f"block_{i}")(x)
+            return x
+
+    model: Any = Model()
+    variables = model.init(jax.random.key(0), X)
+    assert set(variables["params"]["block_0"]) == {"inner", "more_0", "more_1"}
+    save_linen(tmp_path / "x", variables, blocks="block_*")
+    with stream_linen(model, tmp_path / "x") as run:
+        Around.traces[0] = 0
+        y = run.apply(run.variables, X)
+        assert Around.traces == [1]
+    np.testing.assert_allclose(y, model.apply(variables, X), atol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [nn.remat, nn.jit])
+def test_blocks_that_the_model_transforms_are_refused(tmp_path: Path, transform: Any) -> None:
+    class Inside(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return jnp.tanh(nn.Dense(WIDTH)(x))
+
+    class Model(nn.Module):
+        transformed: bool
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            of = transform(Inside) if self.transformed else Inside
+            return of(name="block_1")(of(name="block_0")(x))
+
+    model: Any = Model(transformed=True)
+    variables = model.init(jax.random.key(0), X)
+    save_linen(tmp_path / "x", variables, blocks="block_*")
+    with (
+        stream_linen(model, tmp_path / "x") as run,
+        pytest.raises(UnsupportedError, match=r"inside a transformation that the model makes \(nn\.remat"),
+    ):
+        run.apply(run.variables, X)
+    plain: Any = Model(transformed=False)
+    with stream_linen(plain, tmp_path / "x") as run:
+        np.testing.assert_allclose(run.apply(run.variables, X), model.apply(variables, X), atol=1e-6)

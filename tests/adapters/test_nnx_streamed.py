@@ -232,6 +232,56 @@ def test_state_of_blocks_changes_as_in_memory(tmp_path: Path) -> None:
             np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
 
 
+class Transformed(nnx.Module):
+    """A block whose methods NNX transforms; all of its variables come back from them."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear, self.norm = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.BatchNorm(WIDTH, rngs=rngs)
+
+    @nnx.jit
+    def __call__(self, x: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.kept(x)
+
+    @nnx.remat
+    def kept(self, x: Any) -> Any:
+        return x + jnp.tanh(self.norm(self.linear(x)))
+
+    @nnx.jit(static_argnames="do")
+    def both(self, x: Any, do: str) -> Any:
+        if do == "change":
+            self.linear.kernel.set_value(2 * self.linear.kernel.get_value())
+        return self.kept(x)
+
+    @staticmethod
+    def of(x: Any) -> Any:
+        return x
+
+
+class Transforming(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.blocks = nnx.List([Transformed(rngs) for _ in range(3)])
+
+    def __call__(self, x: Any) -> Any:
+        block: Any
+        for block in self.blocks:
+            x = block.of(block.both(block.kept(block(x)), "nothing"))
+        return x
+
+
+def test_blocks_with_jit_and_remat_of_their_own(tmp_path: Path) -> None:
+    model = Transforming(nnx.Rngs(0))
+    save_nnx(tmp_path / "x", model, blocks="blocks.*")
+    with stream_nnx(abstract(Transforming), tmp_path / "x", reader="preadv") as run:
+        streamed: Any = run.model
+        np.testing.assert_allclose(streamed(X), model(X), rtol=1e-2, atol=1e-2)
+        for got, expected in zip(changing(streamed), changing(model), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
+        with pytest.raises(
+            UnsupportedError, match=r"blocks\.0: got a call of both that changes its Param linear"
+        ):
+            streamed.blocks[0].both(X, "change")
+
+
 class EncoderDecoder(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.encoder, self.decoder = Attributes(rngs), nnx.List([Cross(rngs) for _ in range(2)])
@@ -277,6 +327,28 @@ def test_calls_inside_transformations_are_refused(path: Path) -> None:
     del run, model
     with pytest.raises(UnsupportedError, match="got a call inside a JAX transformation"):
         nnx.clone(block)(X)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda block: block.up.kernel[...],
+        lambda block: block.up.kernel * 2,
+        lambda block: X @ block.up.kernel,
+        lambda block: np.asarray(block.up.kernel.get_value()),
+        lambda block: block.up(X),
+    ],
+)
+def test_parameters_read_outside_of_their_block_are_refused(path: Path, read: Any) -> None:
+    with stream_nnx(abstract(), path) as run:
+        model: Any = run.model
+        assert model.blocks[1].up.kernel.shape == (WIDTH, 96)
+        with pytest.raises(
+            UnsupportedError, match=r"parameter blocks\.1\.\w+\.\w+: got a read of its value out"
+        ):
+            read(model.blocks[1])
+        with pytest.raises(TypeError, match=r"StreamedParameter'> is not a valid JAX type"):
+            jnp.sum(model.blocks[1].up.kernel)
 
 
 class Odd(nnx.Module):

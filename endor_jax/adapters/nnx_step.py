@@ -1,0 +1,90 @@
+"""The step that a call of a streamed NNX block is: a block put together from expanded weights, and called."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.extend import core
+
+from endor_jax.adapters.nnx_variables import leaves_of
+from endor_jax.adapters.passed_through import argument
+from endor_jax.adapters.stack import dense_params
+from endor_jax.errors import UnsupportedError
+from endor_jax.format.record import Record
+from endor_jax.store.manifest import Signature
+
+
+@dataclass(frozen=True)
+class Call:
+    """All that is static in a call of a block; calls that compare equal share one compiled step.
+
+    name: of the block that is called. signature: of its record, whose layout is static in the record already.
+    params: its parameters without values. Any of the equal calls may give these when a step is compiled.
+    """
+
+    name: str = field(compare=False)
+    original: type[nnx.Module]
+    method: str
+    graph: Any
+    inputs: Any
+    signature: Signature = field(compare=False)
+    params: Any = field(compare=False)
+
+
+def step(record: Record, state: Any, inputs: tuple[Any, Any], call: Call) -> tuple[Any, Any, Any]:
+    """(what the method gives, the block's other variables, the variables among its arguments)."""
+    dense = dense_params(record, call.signature)
+    method = jax.make_jaxpr(functools.partial(_called, call=call), return_shape=True)
+    traced, shapes = method(dense, state, inputs)
+    # Parameters come first, in the order of their names, in what it takes and in what it gives.
+    for index, name in enumerate(sorted(dense)):
+        if argument(traced.jaxpr, traced.jaxpr.outvars[index]) != index:
+            kind = type(leaves_of(call.params)[name][1]).__name__
+            raise UnsupportedError(
+                f"streamed block {call.name}",
+                got=f"a call of {call.method} that changes its {kind} {name}",
+                expected="parameters that stay as they are: they are read again for every call",
+                fix="keep what changes in a variable of another type, such as nnx.BatchStat",
+            )
+    results = core.jaxpr_as_fun(traced)(*jax.tree.leaves((dense, state, inputs)))
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)[1]
+
+
+def _called(dense: dict[str, Any], state: Any, inputs: tuple[Any, Any], *, call: Call) -> Any:
+    """(the parameters after a call of a block, what `step` gives)."""
+    params = [
+        (path, variable.replace(dense[name])) for name, (path, variable) in leaves_of(call.params).items()
+    ]
+    block = nnx.merge(call.graph, nnx.from_flat_state(params), state)
+    streamed, block.__class__ = type(block), call.original
+    args, kwargs = nnx.merge(call.inputs, *inputs)
+    result = getattr(block, call.method)(*args, **kwargs)
+    block.__class__ = streamed
+    graph, after, state = nnx.split(block, nnx.Param, ...)
+    inputs_graph, variables, _ = nnx.split((args, kwargs), nnx.Variable, ...)
+    if graph != call.graph or inputs_graph != call.inputs:
+        raise UnsupportedError(
+            f"streamed block {call.name}",
+            got=f"a call of {call.method} that adds or removes variables, or sets attributes",
+            expected="the structure it had before",
+            fix="make what it adds before streaming (caches, sow), or return it",
+        )
+    after = {name: variable.get_value() for name, (_, variable) in leaves_of(after).items()}
+    return after, (result, state, variables)
+
+
+def check_hashable(call: Call) -> None:
+    """Raises UnsupportedError for what can neither be traced nor be part of a compiled step."""
+    try:
+        hash(call)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"streamed block {call.name}",
+            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
+            expected="arrays, variables, or values that compare and hash",
+            fix="pass it as an array, or as a tuple instead of a list",
+        ) from error
