@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 """Paths and generated text are no rich markup: "[b]" and ":heart:" are printed as they are."""
 
 _PIPE_WIDTH = 120
+
+LINE_SECONDS = 30
+"""How often a line of progress comes where there is no bar: few in a log, and none of what is soon done."""
 
 
 interrupted = threading.Event()
@@ -101,7 +105,10 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A bar on stderr, if that is a terminal; yields the function that moves it: (what, done, total)."""
+        """Yields the function that shows progress: (what, done, total).
+
+        It is a bar on stderr, if that is a terminal; otherwise a line there every LINE_SECONDS.
+        """
         notes = self.notes
         columns = (
             TextColumn("{task.description:<28}"),
@@ -115,8 +122,14 @@ class Output:
         ) as bar:
             task = bar.add_task("starting", total=None)
 
+            latest = time.monotonic()
+
             def report(what: str, done: int, total: int) -> None:
+                nonlocal latest
                 stop_if_interrupted()
                 bar.update(task, description=what, completed=done, total=total)
+                if bar.disable and time.monotonic() > latest + LINE_SECONDS:
+                    latest = time.monotonic()
+                    notes.print(f"{done / total:4.0%}  {what}" if total else what, style="dim")
 
             yield report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from endor_jax.cli.console import Checkpoint, Json, Output, Quiet, Verbose
 
 if TYPE_CHECKING:
+    from endor_jax.format.stats import TensorStats
     from endor_jax.store.manifest import Manifest
 
 
@@ -40,7 +42,8 @@ def command(
 
 
 def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
-    """What `info --json` prints; stored_bytes are those of all files."""
+    """What `info --json` prints: stored_bytes of all files, layer_sparsity of their compressed tensors."""
+    from endor_jax.format.layout import DenseLayout
     from endor_jax.store.destination import taken_bytes
 
     rows = [
@@ -56,20 +59,32 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
         for name, tensor in manifest.layout(record).tensors
     ]
     stats = [stats for record in manifest.records for stats in record.stats.values()]
-    elements = sum(s.elements for s in stats)
     dense = sum(manifest.layout(record).dense_bytes for record in manifest.records)
     stored = taken_bytes(path)
     layers = [record for record in manifest.records if record.name.startswith("layers.")]
     return {
         "layers": len(layers),
-        "parameters": elements,
+        "parameters": sum(s.elements for s in stats),
         "dense_bytes": dense,
         "stored_bytes": stored,
         "ratio": dense / stored,
-        "sparsity": 1 - sum(s.nonzero for s in stats) / elements if elements else 0.0,
+        "sparsity": _sparsity(stats),
+        "layer_sparsity": _sparsity(
+            record.stats[name]
+            for record in layers
+            for name, tensor in manifest.layout(record).tensors
+            if not isinstance(tensor, DenseLayout)
+        ),
         "signatures": len(manifest.signatures),
         "tensors": rows,
     }
+
+
+def _sparsity(stats: Iterable[TensorStats]) -> float:
+    elements, nonzero = 0, 0
+    for each in stats:
+        elements, nonzero = elements + each.elements, nonzero + each.nonzero
+    return 1 - nonzero / elements if elements else 0.0
 
 
 def _readable(name: str, value: Any) -> str:

@@ -37,7 +37,8 @@ def convert(
     512 tokens of it, None as many of a text that is always there.
     keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. resume: go on with what an interrupted
     conversion of the same source, settings and version has left at `destination`: the result is the same to
-    the byte. progress: called with (what, dense bytes done, dense bytes in all).
+    the byte. progress: called with (what, dense bytes done, dense bytes in all); where calibrating takes the
+    time, those of the layers it prunes.
     Raises NotFoundError, UnsupportedError (unknown family, config key or tensor, by name), InvalidInputError,
     DestinationExistsError, DestinationBusyError (another process is writing there), ResumeError (what was
     interrupted was another conversion), StorageError (no room, or the file system refuses).

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from endor_jax import models
-from endor_jax.conversion.calibrate import Calibration, states_bytes
+from endor_jax.conversion.calibrate import Calibration, Note, states_bytes
 from endor_jax.conversion.calibration_text import calibration_blocks, described
 from endor_jax.conversion.estimate import parsed_config
 from endor_jax.conversion.methods import Stored
@@ -204,16 +204,22 @@ def _described(layout: RecordLayout) -> dict[str, str]:
 def _write_records(source: Source, task: _Task, writer: CheckpointWriter, report: Progress) -> int:
     """Writes every record, or keeps what is there of it; how many −0.0 were changed."""
     plan, done, negative_zeros = task.plan, 0, 0
+    work = _work(task)
+    total = sum(work.values())
     with ExitStack() as stack:
         calibration, last = None, 0
         if task.settings.prune in CALIBRATED:
-            calibration = stack.enter_context(_calibration(source, task, writer, lambda: done, report))
+
+            def note(record: str, what: str, share: float) -> None:
+                report(f"{what} {record}", done + int(share * work[record]), total)
+
+            calibration = stack.enter_context(_calibration(source, task, writer, note))
             # The text need not go further than to the last layer that is still to be pruned.
             to_prune = [r in plan.sparsities and bool(writer.missing(r, plan.layouts[r])) for r in plan.names]
             last = max((i for i, its in enumerate(to_prune) if its), default=0)
         for i, record in enumerate(plan.names):
             layout = plan.layouts[record]
-            report(f"encoding {record}", done, plan.dense_bytes)
+            report(f"encoding {record}", done, total)
             if writer.missing(record, layout):
                 done_with = _write_record(source, task, writer, record, calibration)
             else:
@@ -222,10 +228,17 @@ def _write_records(source: Source, task: _Task, writer: CheckpointWriter, report
                 calibration.advance(record, done_with.stored, done_with.unpruned)
             negative_zeros += done_with.note["negative_zeros"]
             del done_with  # or its arrays would still be here while the next record is read
-            done += layout.dense_bytes
+            done += work[record]
             give_back()
-    report("done", done, plan.dense_bytes)
+    report("done", done, total)
     return negative_zeros
+
+
+def _work(task: _Task) -> dict[str, int]:
+    """What counts as progress: dense bytes by record; where calibrating takes the time, of what it prunes."""
+    layouts, pruned = task.plan.layouts, task.plan.sparsities
+    calibrated = task.settings.prune in CALIBRATED
+    return {r: it.dense_bytes if r in pruned or not calibrated else 0 for r, it in layouts.items()}
 
 
 @dataclass(frozen=True)
@@ -237,17 +250,9 @@ class _Record:
     unpruned: Mapping[str, np.ndarray]
 
 
-def _calibration(
-    source: Source, task: _Task, writer: CheckpointWriter, done: Callable[[], int], report: Progress
-) -> Calibration:
-    """The text before the first record. done: dense bytes of what is written, for its progress."""
+def _calibration(source: Source, task: _Task, writer: CheckpointWriter, note: Note) -> Calibration:
+    """The text before the first record."""
     assert task.blocks is not None
-    plan = task.plan
-
-    def note(record: str, what: str, share: float) -> None:
-        within = int(share * plan.layouts[record].dense_bytes)
-        report(f"{what} {record}", done() + within, plan.dense_bytes)
-
     decoder = models.decoder(parsed_config(source.config))
     return Calibration(decoder, task.blocks, directory=writer.path, settings=task.settings, note=note)
 

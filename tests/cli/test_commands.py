@@ -23,7 +23,17 @@ CONVERT_KEYS = {
     *("expected_peak_host_bytes", "peak_host_bytes"),
 }
 INFO_KEYS = {
-    *("layers", "parameters", "dense_bytes", "stored_bytes", "ratio", "sparsity", "signatures", "tensors"),
+    *(
+        "layers",
+        "parameters",
+        "dense_bytes",
+        "stored_bytes",
+        "ratio",
+        "sparsity",
+        "layer_sparsity",
+        "signatures",
+        "tensors",
+    ),
 }
 TENSOR_KEYS = {"name", "shape", "dtype", "codec", "sparsity", "stored_bytes"}
 
@@ -90,6 +100,7 @@ def test_info(run_command, checkpoint):
     assert result["ratio"] == result["dense_bytes"] / result["stored_bytes"]
     up = next(t for t in result["tensors"] if t["name"] == "layers.0.mlp.up.weight")
     assert (up["shape"], up["dtype"], up["sparsity"]) == ([96, 64], "bfloat16", 0.5)
+    assert result["layer_sparsity"] == 0.5 > result["sparsity"]
     words = run_command("info", checkpoint, "--tensors").stdout
     assert "layers.7.mlp.up.weight" in words
     assert "by: endor_jax" in words

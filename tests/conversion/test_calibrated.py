@@ -293,6 +293,9 @@ def test_interrupted_anywhere_and_gone_on_with_it_gives_the_same_bytes(llama, tm
     run_conversion(llama, tmp_path / "whole", settings=settings, progress=lambda *now: calls.append(now))
     whole = contents(tmp_path / "whole")
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+    # What takes no time counts for nothing.
+    assert {done for what, done, _ in calls if what in ("encoding embedding", "encoding layers.0")} == {0}
+    assert calls[-1][1] == calls[-1][2] > 0
     for stop in range(1, len(calls), len(calls) // 12):
         count = 0
 
