@@ -65,12 +65,8 @@ def step_rates(
 
     codec, dtype: of the matrices. curve: what products cost.
     """
-    config = shape.config
-    geometry = (
-        f"{config.family}, {config.layers} layers, {config.heads} heads, {config.kv_heads} of the cache, "
-        f"{config.head_dim} wide, {shape.capacity} positions, {rows} rows, {shape.dtype}, "
-        f"{config.vocabulary_size} tokens, {codec} {dtype}"
-    )
+    # All of the config: biases, norms and windows take time too.
+    geometry = f"{shape.config}, {shape.capacity} positions, {rows} rows, {shape.dtype}, {codec} {dtype}"
 
     def measure() -> tuple[float, ...]:
         rates = _measure(shape, rows=rows, curve=curve, device=device, codec=codec, dtype=dtype)

@@ -61,7 +61,7 @@ def geometry_of(config: dict[str, Any], sequences: int = 1) -> Geometry:
 def test_steps_of_a_family_are_measured_once_and_take_time(
     config: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured() -> step_rates_module.StepRates:
+    def measured(config: dict[str, Any] = config) -> step_rates_module.StepRates:
         return step_rates(
             geometry_of(config),
             rows=rows,
@@ -73,8 +73,11 @@ def test_steps_of_a_family_are_measured_once_and_take_time(
 
     first = measured()
     assert min(first.block_seconds, first.head_seconds, first.ends_seconds) > 0
-    monkeypatch.setattr(step_rates_module, "_measure", None)
+    again = step_rates_module.StepRates(1.0, 2.0, 3.0)
+    monkeypatch.setattr(step_rates_module, "_measure", lambda *_, **__: again)
     assert measured() == first
+    other = {"enable_bias": False} if config is OPT else {"attention_bias": True}
+    assert measured(config | other) == again
 
 
 def test_a_small_opt_has_the_bytes_of_the_real_cache() -> None:
@@ -151,7 +154,7 @@ def test_a_model_says_before_the_first_token_what_it_will_take_and_afterwards_wh
         assert statistics.stages.read_bytes > 0
     kept = json.loads(memory.read_text())
     assert sum(": linear " in key for key in kept) == 2  # of the layers and of the head
-    assert sum(": steps llama, " in key for key in kept) == 1
+    assert sum(": steps LlamaConfig(" in key for key in kept) == 1
 
 
 def test_nothing_was_achieved_where_no_pass_was_timed(tiny: Path) -> None:
