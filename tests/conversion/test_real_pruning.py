@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, str]] = {
     "magnitude": {"prune": "magnitude"},
     "wanda": {"prune": "wanda"},
     "sparsegpt": {"prune": "sparsegpt"},
+    "admm": {"prune": "admm", "target": "model"},
 }
 
 
@@ -55,6 +56,6 @@ def models(tmp_path_factory):
 
 
 def test_the_more_a_method_knows_the_less_a_model_loses(models):
-    order = ["none", "sparsegpt", "wanda", "magnitude"]
+    order = ["none", "admm", "sparsegpt", "wanda", "magnitude"]
     assert sorted(models, key=lambda method: models[method]) == order, models
     assert models["sparsegpt"] / models["none"] < (models["magnitude"] / models["none"]) ** 0.5, models
