@@ -16,17 +16,17 @@ import numpy as np
 
 from endor_jax.errors import InvalidInputError
 from endor_jax.sources.brief import brief
-from endor_jax.sources.safetensors import SafetensorsSource
 from endor_jax.sources.source import TensorInfo, no_such_tensor
 from endor_jax.sources.sparse_bitmask_config import SPARSE_BITMASK, storage_of, without_storage
 from endor_jax.sources.sparse_bitmask_layout import SUFFIXES, check_infos, expand
+from endor_jax.sources.stored_source import StoredSource
 
 
 @dataclass(frozen=True)
 class SparseBitmaskSource:
     """A `Source`. modules: for each matrix that is stored compressed, what its four tensors begin with."""
 
-    stored: SafetensorsSource
+    stored: StoredSource
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
     modules: Mapping[str, str] = field(repr=False)
@@ -68,7 +68,7 @@ class SparseBitmaskSource:
         self.close()
 
 
-def dense_source(stored: SafetensorsSource) -> SafetensorsSource | SparseBitmaskSource:
+def dense_source(stored: StoredSource) -> StoredSource | SparseBitmaskSource:
     """The checkpoint with dense tensors and the config.json of the dense model; `stored` itself where that
     says nothing of compression.
 
@@ -88,7 +88,7 @@ def dense_source(stored: SafetensorsSource) -> SafetensorsSource | SparseBitmask
     return SparseBitmaskSource(stored, without_storage(stored.config), tensors, modules)
 
 
-def _modules(stored: SafetensorsSource) -> dict[str, str]:
+def _modules(stored: StoredSource) -> dict[str, str]:
     """Name of each dense matrix -> what the names of its pieces begin with."""
     modules: dict[str, str] = {}
     for tensor in stored.tensors:
@@ -102,7 +102,7 @@ def _modules(stored: SafetensorsSource) -> dict[str, str]:
     return modules
 
 
-def _matrix_info(stored: SafetensorsSource, module: str) -> TensorInfo:
+def _matrix_info(stored: StoredSource, module: str) -> TensorInfo:
     """Shape and dtype of a compressed matrix, once its four tensors are what they must be."""
     where = f"tensor {brief(module)} of {stored.path}"
     if missing := [suffix for suffix in SUFFIXES if f"{module}.{suffix}" not in stored.tensors]:
@@ -127,7 +127,7 @@ def _matrix_info(stored: SafetensorsSource, module: str) -> TensorInfo:
     return TensorInfo((shape[0], shape[1]), infos["compressed"].dtype)
 
 
-def _twice(stored: SafetensorsSource, name: str) -> InvalidInputError:
+def _twice(stored: StoredSource, name: str) -> InvalidInputError:
     return InvalidInputError(
         f"tensor {brief(name)} of {stored.path}",
         got="it twice, dense and compressed, or compressed under two names",

@@ -139,11 +139,13 @@ def test_tensor_that_the_index_forgets(sharded: Path) -> None:
 
 
 def test_missing_files(sharded: Path) -> None:
+    config = sharded / "config.json"
+    config.rename(sharded / "elsewhere.json")
+    with pytest.raises(NotFoundError, match=r"config\.json"):
+        open_source(sharded)
+    (sharded / "elsewhere.json").rename(config)
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(NotFoundError, match="00002-of-00002"):
-        open_source(sharded)
-    (sharded / "config.json").unlink()
-    with pytest.raises(NotFoundError, match=r"config\.json"):
         open_source(sharded)
 
 
