@@ -27,17 +27,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A program is compiled once in a run, by whichever process or command needs it first."""
-    if hasattr(config, "workerinput"):
-        return  # a process of xdist has the environment of the one that started it
+    """No program is compiled twice by a process, though each file's are forgotten.
+
+    Processes do not share them: JAX writes its cache in place, and one that is killed leaves half an entry.
+    """
     programs = tempfile.TemporaryDirectory(prefix="endor-tests-programs-")
     config.add_cleanup(programs.cleanup)
-    for option, value in {
-        "compilation_cache_dir": programs.name,
-        "persistent_cache_min_compile_time_secs": 0,
-    }.items():
-        os.environ[f"JAX_{option.upper()}"] = str(value)
-        jax.config.update(f"jax_{option}", value)
+    jax.config.update("jax_compilation_cache_dir", programs.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
