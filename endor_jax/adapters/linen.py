@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -21,11 +20,12 @@ import numpy as np
 from flax import linen as nn
 
 from endor_jax.adapters.functions import Functions
+from endor_jax.adapters.linen_step import Call, check_hashable, plain, step
 from endor_jax.adapters.patterns import matching
-from endor_jax.adapters.stack import Stack, dense_params, save_stack
+from endor_jax.adapters.stack import Stack, save_stack
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.record import Record
-from endor_jax.store.manifest import Manifest, Signature
+from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.step import is_traced
 
@@ -46,7 +46,7 @@ def save_linen(
     Raises what `endor.save` raises, and InvalidInputError for blocks that are not there or not a stack, or
     for variables that are no dicts of arrays.
     """
-    rest = _plain(variables)
+    rest = plain(variables)
     params = rest.get("params")
     if not isinstance(params, dict):
         raise InvalidInputError(
@@ -96,7 +96,7 @@ class StreamedLinen:
         self._stack, self._model = stack, model
         self.variables: dict[str, Any] = {"params": {}} | stack.rest
         self._index = {tuple(name.split(".")): index for index, name in enumerate(stack.names)}
-        self._step = jax.jit(_step, static_argnames="call")
+        self._step = jax.jit(step, static_argnames="call")
         self._functions = Functions()
         self._in_a_step = False
         self._is_traced = False  # the call of `apply` that is under way
@@ -166,7 +166,7 @@ class StreamedLinen:
         dynamic = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
         arrays = [leaf for leaf, mine in zip(leaves, dynamic, strict=True) if mine]
         static = tuple(None if mine else leaf for leaf, mine in zip(leaves, dynamic, strict=True))
-        call = _Call(
+        call = Call(
             self._stack.names[index],
             self._alone(module),
             method,
@@ -176,8 +176,8 @@ class StreamedLinen:
             static,
             self._stack.signatures[index],
         )
-        _check_hashable(call)
-        collections = {name: held for name, held in _plain(module.variables).items() if name != "params"}
+        check_hashable(call)
+        collections = {name: held for name, held in plain(module.variables).items() if name != "params"}
         if is_traced((collections, arrays)) and not self._is_traced:
             raise _transformed_error(call.name)
 
@@ -216,35 +216,6 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, nn.Module)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """All that is static in a call of a block; calls that compare equal share one compiled step.
-
-    name: of the block that is called. mutable: as `apply` takes it. structure: of the arguments, whose leaves
-    are arrays where `dynamic` says so, else `static` has them. signature: of its record, whose layout is
-    static in the record already.
-    """
-
-    name: str = field(compare=False)
-    module: nn.Module
-    method: str
-    mutable: Any
-    structure: Any
-    dynamic: tuple[bool, ...]
-    static: tuple[Any, ...]
-    signature: Signature = field(compare=False)
-
-
-def _step(record: Record, collections: dict[str, Any], arrays: list[Any], *, call: _Call) -> tuple[Any, Any]:
-    """(what the method gives, the collections that it may change)."""
-    given = iter(arrays)
-    leaves = [next(given) if mine else held for mine, held in zip(call.dynamic, call.static, strict=True)]
-    args, kwargs = jax.tree.unflatten(call.structure, leaves)
-    variables = {"params": dense_params(record, call.signature)} | collections
-    found = call.module.apply(variables, *args, method=call.method, mutable=call.mutable, **kwargs)
-    return (found, {}) if call.mutable is False else (found[0], _plain(found[1]))
-
-
 def _without_params(mutable: Any) -> Any:
     """The same filter of collections, hashable; parameters are read again for every call."""
     if mutable is True or isinstance(mutable, flax.core.DenyList):
@@ -258,18 +229,6 @@ def _named(collections: Any) -> tuple[str, ...]:
     if collections is False:
         return ()
     return (collections,) if isinstance(collections, str) else tuple(collections)
-
-
-def _check_hashable(call: _Call) -> None:
-    try:
-        hash(call)
-    except TypeError as error:
-        raise UnsupportedError(
-            f"streamed block {call.name}",
-            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
-            expected="arrays, or values that compare and hash",
-            fix="pass it as an array, or as a tuple instead of a list",
-        ) from error
 
 
 def _transformed_error(name: str) -> UnsupportedError:
@@ -289,21 +248,6 @@ def _random_error(name: str) -> UnsupportedError:
         expected="one without: Linen derives them from the place of a block, which its step must not know",
         fix="call the model deterministically, or pass a key to the block as an argument",
     )
-
-
-def _plain(variables: Any) -> dict[str, Any]:
-    """Nested dicts without FrozenDicts. Raises InvalidInputError for other containers of arrays."""
-    plain = flax.core.unfreeze(variables)
-    for path, _ in jax.tree_util.tree_leaves_with_path(plain):
-        for key in path:
-            if not isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
-                raise InvalidInputError(
-                    "variables",
-                    got=f"a box around {jax.tree_util.keystr(path)}",
-                    expected="dicts of arrays",
-                    fix="pass flax.linen.meta.unbox(variables)",
-                )
-    return plain
 
 
 def _module_paths(params: Mapping[str, Any]) -> list[str]:

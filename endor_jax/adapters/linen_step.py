@@ -1,0 +1,72 @@
+"""The step that a call of a streamed Linen block is: the block, alone, applied to its expanded parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.core
+import jax
+from flax import linen as nn
+
+from endor_jax.adapters.stack import dense_params
+from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.format.record import Record
+from endor_jax.store.manifest import Signature
+
+
+@dataclass(frozen=True)
+class Call:
+    """All that is static in a call of a block; calls that compare equal share one compiled step.
+
+    name: of the block that is called. mutable: as `apply` takes it. structure: of the arguments, whose leaves
+    are arrays where `dynamic` says so, else `static` has them. signature: of its record, whose layout is
+    static in the record already.
+    """
+
+    name: str = field(compare=False)
+    module: nn.Module
+    method: str
+    mutable: Any
+    structure: Any
+    dynamic: tuple[bool, ...]
+    static: tuple[Any, ...]
+    signature: Signature = field(compare=False)
+
+
+def step(record: Record, collections: dict[str, Any], arrays: list[Any], *, call: Call) -> tuple[Any, Any]:
+    """(what the method gives, the collections that it may change)."""
+    given = iter(arrays)
+    leaves = [next(given) if mine else held for mine, held in zip(call.dynamic, call.static, strict=True)]
+    args, kwargs = jax.tree.unflatten(call.structure, leaves)
+    variables = {"params": dense_params(record, call.signature)} | collections
+    found = call.module.apply(variables, *args, method=call.method, mutable=call.mutable, **kwargs)
+    return (found, {}) if call.mutable is False else (found[0], plain(found[1]))
+
+
+def check_hashable(call: Call) -> None:
+    """Raises UnsupportedError for what can neither be traced nor be part of a compiled step."""
+    try:
+        hash(call)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"streamed block {call.name}",
+            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
+            expected="arrays, or values that compare and hash",
+            fix="pass it as an array, or as a tuple instead of a list",
+        ) from error
+
+
+def plain(variables: Any) -> dict[str, Any]:
+    """Nested dicts without FrozenDicts. Raises InvalidInputError for other containers of arrays."""
+    unfrozen = flax.core.unfreeze(variables)
+    for path, _ in jax.tree_util.tree_leaves_with_path(unfrozen):
+        for key in path:
+            if not isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
+                raise InvalidInputError(
+                    "variables",
+                    got=f"a box around {jax.tree_util.keystr(path)}",
+                    expected="dicts of arrays",
+                    fix="pass flax.linen.meta.unbox(variables)",
+                )
+    return unfrozen
