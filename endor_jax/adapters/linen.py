@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 import flax.core
-import flax.errors
 import jax
 import numpy as np
 from flax import linen as nn
@@ -99,7 +98,8 @@ class StreamedLinen:
         self._step = jax.jit(step, static_argnames="call")
         self._functions = Functions()
         self._in_a_step = False
-        self._is_traced = False  # the call of `apply` that is under way
+        self._root: flax.core.Scope | None = None  # of the call of `apply` that is under way
+        self._is_traced = False  # the same call's arguments
 
     @property
     def plan(self) -> Plan:
@@ -130,7 +130,7 @@ class StreamedLinen:
                 expected="no look into blocks",
                 fix="sow what is wanted, and pass mutable=['intermediates']",
             )
-        self._is_traced = is_traced((variables, args, kwargs))
+        self._root, self._is_traced = None, is_traced((variables, args, kwargs))
         with nn.intercept_methods(self._intercept):
             return self._model.apply(variables, *args, **kwargs)
 
@@ -151,13 +151,25 @@ class StreamedLinen:
     ) -> Any:
         """Linen's protocol for interceptors: what is returned is what the method gives."""
         module = context.module
-        # While a step is compiled its own submodules come by here too, with paths that begin at the block.
-        index = None if self._in_a_step or module.scope is None else self._index.get(module.path)
+        index = self._index_of(module)
         if index is None:
             return proceed(*args, **kwargs)
         if context.method_name == "setup":  # which may ask for parameters
             return None
         return self._call(index, module, context.method_name, args, kwargs)
+
+    def _index_of(self, module: nn.Module) -> int | None:
+        """Which block a module is; None for all others."""
+        # While a step is compiled its own submodules come by here too, with paths that begin at the block.
+        if self._in_a_step or module.scope is None:
+            return None
+        if self._root is None:
+            self._root = module.scope.root
+        index = self._index.get(module.path)
+        if index is not None and module.scope.root is not self._root:
+            # Another model inside this one has parameters of its own; a transformation's scopes have none.
+            return None if module.is_initializing() or module.variables.get("params") else index
+        return index
 
     def _call(self, index: int, module: nn.Module, method: str, args: Any, kwargs: Any) -> Any:
         """A method of a block, as a step on its record; what it changes of collections is written back."""
@@ -174,6 +186,7 @@ class StreamedLinen:
             structure,
             tuple(dynamic),
             static,
+            tuple(sorted(module.scope.rngs)),
             self._stack.signatures[index],
         )
         check_hashable(call)
@@ -185,10 +198,6 @@ class StreamedLinen:
             self._in_a_step = True
             try:
                 return self._step(record, collections, arrays, call=call)
-            except flax.errors.InvalidRngError as error:
-                if not module.scope or not module.scope.rngs:
-                    raise
-                raise _random_error(call.name) from error
             finally:
                 self._in_a_step = False
 
@@ -238,15 +247,6 @@ def _transformed_error(name: str) -> UnsupportedError:
         expected="one outside: its weights are read while the model runs",
         fix="make the model that is streamed without it, as its configuration may allow (remat=False): "
         "blocks are compiled in any case, and nothing is kept of them for gradients",
-    )
-
-
-def _random_error(name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"streamed block {name}",
-        got="a call that draws random numbers",
-        expected="one without: Linen derives them from the place of a block, which its step must not know",
-        fix="call the model deterministically, or pass a key to the block as an argument",
     )
 
 

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from endor_jax.adapters.functions import Functions
-from endor_jax.adapters.nnx_step import Call, check_hashable, step
+from endor_jax.adapters.nnx_step import Call, check_hashable, split_call, step
 from endor_jax.adapters.nnx_variables import (
     check_same,
     key_impl,
     leaves_of,
     modules_of,
     params_of,
+    plain_arrays,
     refuse_shared,
     shared_error,
     stored_value,
@@ -36,6 +37,7 @@ from endor_jax.adapters.nnx_variables import (
 from endor_jax.adapters.patterns import matching
 from endor_jax.adapters.stack import Stack, save_stack
 from endor_jax.adapters.streamed_parameter import StreamedParameter
+from endor_jax.errors import UnsupportedError
 from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.step import traced_error
@@ -155,19 +157,13 @@ class StreamedNnx:
         index = self._index.get(id(block))
         if index is None:  # a transformation merges a module of its own
             raise traced_error(type(block).__name__)
-        inputs = (args, kwargs)
-        graph, params, state = nnx.split(block, nnx.Param, ...)
-        inputs_graph, variables, arrays = nnx.split(inputs, nnx.Variable, ...)
+        graph, params, state, arrays = split_call(block, args, kwargs)
         original = type(block).__mro__[1]
-        signature = self._stack.signatures[index]
-        call = Call(self._stack.names[index], original, method, graph, inputs_graph, signature, params)
+        call = Call(self._stack.names[index], original, method, graph, self._stack.signatures[index], params)
         check_hashable(call)
-        result, state, variables = self._stack.apply(
-            index, functools.partial(self._step, call=call), state, (variables, arrays)
-        )
-        nnx.update(block, state)
-        if jax.tree.leaves(variables):
-            nnx.update(inputs, variables)
+        result, state = self._stack.apply(index, functools.partial(self._step, call=call), state, arrays)
+        if jax.tree.leaves(state):
+            nnx.update((block, args, kwargs), state)
         return result
 
 
@@ -189,7 +185,17 @@ def _streamed(original: type[nnx.Module], *, session: Callable[[], StreamedNnx |
     public = [name for name in names if name == "__call__" or not name.startswith("_")]
     described = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     namespace = described | {name: stepping(name) for name in public}
-    return types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(namespace))
+    # A class keyword of NNX's, which subclasses do not inherit.
+    keywords = {"pytree": original._pytree__is_pytree}
+    try:
+        return types.new_class(original.__name__, (original,), keywords, lambda body: body.update(namespace))
+    except TypeError as error:
+        raise UnsupportedError(
+            f"blocks of class {original.__name__}",
+            got=f"a class whose subclasses need arguments ({error})",
+            expected="one of which a subclass can be made",
+            fix="give the keywords of __init_subclass__ defaults",
+        ) from error
 
 
 def _is_method(value: Any) -> bool:
@@ -220,7 +226,8 @@ def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
         check_same(block, stored, params)
         expected |= {f"{block}.{name}": None for name in params}
     flat = leaves_of(state)
-    others = {name: pair for name, pair in flat.items() if name not in expected}
+    plain = plain_arrays(modules)
+    others = {name: pair for name, pair in flat.items() if name not in expected} | plain
     check_same("the rest", {n: (a.shape, a.dtype.name) for n, a in stack.rest.items()}, others)
 
     def filled(name: str, leaf: Any) -> Any:
@@ -233,6 +240,10 @@ def _from_rest(model: nnx.Module, stack: Stack) -> nnx.Module:
             value = stack.rest[name]
         return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
 
-    return nnx.merge(
+    copy = nnx.merge(
         graph, nnx.from_flat_state([(p, filled(name, leaf)) for name, (p, leaf) in flat.items()])
     )
+    modules = modules_of(copy)
+    for name, ((module, attribute), _) in plain.items():
+        setattr(modules[module], attribute, nnx.data(stack.rest[name]))
+    return copy

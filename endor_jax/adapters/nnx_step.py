@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.extend import core
 
-from endor_jax.adapters.nnx_variables import leaves_of
+from endor_jax.adapters.nnx_variables import Leaves, leaves_of
 from endor_jax.adapters.passed_through import argument
 from endor_jax.adapters.stack import dense_params
 from endor_jax.errors import UnsupportedError
@@ -30,51 +30,65 @@ class Call:
     original: type[nnx.Module]
     method: str
     graph: Any
-    inputs: Any
     signature: Signature = field(compare=False)
     params: Any = field(compare=False)
 
 
-def step(record: Record, state: Any, inputs: tuple[Any, Any], call: Call) -> tuple[Any, Any, Any]:
-    """(what the method gives, the block's other variables, the variables among its arguments)."""
+def split_call(block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """(graph, parameters of the block, all else that the call may change, arrays among the arguments).
+
+    Block and arguments are one graph: they may have variables in common.
+    """
+
+    def of_block(path: tuple[Any, ...], value: Any) -> bool:
+        return path[0] == 0
+
+    mutable = nnx.Any(of_block, nnx.Variable)
+    return nnx.split((block, args, kwargs), nnx.All(of_block, nnx.Param), mutable, ...)
+
+
+def step(record: Record, state: Any, arrays: Any, call: Call) -> tuple[Any, Any]:
+    """(what the method gives, variables of the block and among the arguments)."""
     dense = dense_params(record, call.signature)
     method = jax.make_jaxpr(functools.partial(_called, call=call), return_shape=True)
-    traced, shapes = method(dense, state, inputs)
+    traced, shapes = method(dense, state, arrays)
     # Parameters come first, in the order of their names, in what it takes and in what it gives.
     for index, name in enumerate(sorted(dense)):
         if argument(traced.jaxpr, traced.jaxpr.outvars[index]) != index:
-            kind = type(leaves_of(call.params)[name][1]).__name__
+            kind = type(_params(call.params)[name][1]).__name__
             raise UnsupportedError(
                 f"streamed block {call.name}",
                 got=f"a call of {call.method} that changes its {kind} {name}",
                 expected="parameters that stay as they are: they are read again for every call",
                 fix="keep what changes in a variable of another type, such as nnx.BatchStat",
             )
-    results = core.jaxpr_as_fun(traced)(*jax.tree.leaves((dense, state, inputs)))
+    results = core.jaxpr_as_fun(traced)(*jax.tree.leaves((dense, state, arrays)))
     return jax.tree.unflatten(jax.tree.structure(shapes), results)[1]
 
 
-def _called(dense: dict[str, Any], state: Any, inputs: tuple[Any, Any], *, call: Call) -> Any:
+def _called(dense: dict[str, Any], state: Any, arrays: Any, *, call: Call) -> Any:
     """(the parameters after a call of a block, what `step` gives)."""
     params = [
-        (path, variable.replace(dense[name])) for name, (path, variable) in leaves_of(call.params).items()
+        (path, variable.replace(dense[name])) for name, (path, variable) in _params(call.params).items()
     ]
-    block = nnx.merge(call.graph, nnx.from_flat_state(params), state)
+    block, args, kwargs = nnx.merge(call.graph, nnx.from_flat_state(params), state, arrays)
     streamed, block.__class__ = type(block), call.original
-    args, kwargs = nnx.merge(call.inputs, *inputs)
     result = getattr(block, call.method)(*args, **kwargs)
     block.__class__ = streamed
-    graph, after, state = nnx.split(block, nnx.Param, ...)
-    inputs_graph, variables, _ = nnx.split((args, kwargs), nnx.Variable, ...)
-    if graph != call.graph or inputs_graph != call.inputs:
+    graph, after, state, _ = split_call(block, args, kwargs)
+    if graph != call.graph:
         raise UnsupportedError(
             f"streamed block {call.name}",
             got=f"a call of {call.method} that adds or removes variables, or sets attributes",
             expected="the structure it had before",
             fix="make what it adds before streaming (caches, sow), or return it",
         )
-    after = {name: variable.get_value() for name, (_, variable) in leaves_of(after).items()}
-    return after, (result, state, variables)
+    return {name: variable.get_value() for name, (_, variable) in _params(after).items()}, (result, state)
+
+
+def _params(state: Any) -> Leaves:
+    """The parameters of a block by name, from a state of a call: there the block is number 0."""
+    return {name.removeprefix("0."): leaf for name, leaf in leaves_of(state).items()}
 
 
 def check_hashable(call: Call) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.streaming.step import is_traced
 
 Path = tuple[Any, ...]
 Leaves = dict[str, tuple[Path, Any]]
@@ -30,7 +31,8 @@ def check_same(
                 f"{where}, {name}",
                 got=f"{_described(stored.get(name))} in the checkpoint",
                 expected=f"{_described(shapes.get(name))}, as the model has it",
-                fix="make the model as it was when it was saved",
+                fix="make the model as it was when it was saved; where nnx.eval_shape leaves something out, give "
+                "an instance instead",
             )
 
 
@@ -43,6 +45,19 @@ def modules_of(model: nnx.Module) -> dict[str, nnx.Module]:
     named = _dotted(nnx.iter_modules(model))
     return {
         name: module for name, (_, module) in named.items() if not isinstance(module, (nnx.List, nnx.Dict))
+    }
+
+
+def plain_arrays(modules: Mapping[str, nnx.Module]) -> Leaves:
+    """Arrays without a Variable in a model that `nnx.eval_shape` made, which takes them for static.
+
+    By dotted name: (module, attribute), shape and dtype.
+    """
+    return {
+        f"{module}.{name}" if module else name: ((module, name), jax.ShapeDtypeStruct(held.shape, held.dtype))
+        for module, its in modules.items()
+        for name, held in vars(its).items()
+        if is_traced(held)
     }
 
 

@@ -15,7 +15,7 @@ from endor_jax import models
 from endor_jax.arrays import FLOAT_FORMATS, round_up
 from endor_jax.conversion.layouts import record_layouts
 from endor_jax.conversion.settings import ConvertSettings
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.encode import escape_words
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, padding_words
 from endor_jax.format.values import Codec
@@ -85,9 +85,19 @@ def parsed_config(config: Mapping[str, Any]) -> models.LlamaConfig | models.OptC
 
 
 def stored_info(source: Source, name: str, dtype: str | None) -> TensorInfo:
-    """Shape and dtype that a tensor of the source will have in the checkpoint."""
+    """Shape and dtype that a tensor of the source will have in the checkpoint.
+
+    Raises UnsupportedError for a dtype that no model computes with here.
+    """
     info = source.tensors[name]
-    return replace(info, dtype=dtype) if dtype and info.dtype in FLOAT_FORMATS else info
+    if info.dtype in FLOAT_FORMATS or (dtype and info.dtype == "float64"):
+        return replace(info, dtype=dtype) if dtype else info
+    raise UnsupportedError(
+        f"tensor {name!r} of {source.path}",
+        got=f"dtype {info.dtype}",
+        expected=" or ".join(FLOAT_FORMATS),
+        fix="give --dtype float32" if info.dtype == "float64" else "convert it to one of these first",
+    )
 
 
 def _estimate_infos(

@@ -72,15 +72,16 @@ def prunable(place: Place, shape: tuple[int, ...]) -> bool:
 
 
 def cast(array: np.ndarray, name: str, dtype: str | None) -> np.ndarray:
-    """The array in another float format, rounded to nearest even; as it is for None or a non-float array."""
-    if dtype is None or array.dtype.name == dtype or array.dtype.name not in FLOAT_FORMATS:
+    """The array, of floats, in another float format, rounded to nearest even; as it is for None."""
+    if dtype is None or array.dtype.name == dtype:
         return array
     result = np.empty(array.shape, dtype_from_name(dtype))
     overflowed = 0
     with np.errstate(over="ignore"):
         for block, before in zip(_blocks(result), _blocks(array), strict=True):
             block[...] = before.astype(block.dtype)
-            infinite = np.isinf(block.astype(np.float32)) & np.isfinite(before.astype(np.float32))
+            wide = before.astype(np.promote_types(before.dtype, np.float32))
+            infinite = np.isinf(block.astype(np.float32)) & np.isfinite(wide)
             overflowed += int(np.count_nonzero(infinite))
     if overflowed:
         raise InvalidInputError(

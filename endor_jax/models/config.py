@@ -123,7 +123,7 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig | OptConfig:
     InvalidInputError for a missing `model_type`, a value of the wrong kind or sizes that contradict.
     """
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         kind = InvalidInputError if model_type is None else UnsupportedError
         raise kind(
             "config.json: key 'model_type'",

@@ -9,6 +9,7 @@ from typing import Any
 from endor_jax.errors import InvalidInputError
 from endor_jax.sources.brief import brief, brief_text
 from endor_jax.sources.byte_range import read_file
+from endor_jax.sources.lfs_pointer import refuse_pointer
 
 MAXIMUM_BYTES = 100_000_000
 """The safetensors format's own limit for a header; the index of a model of 100,000 tensors has 10 MB."""
@@ -16,6 +17,7 @@ MAXIMUM_BYTES = 100_000_000
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises NotFoundError, or InvalidInputError if it is anything else."""
+    refuse_pointer(path)
     return parse_json_object(read_file(path, limit=MAXIMUM_BYTES), where=str(path))
 
 

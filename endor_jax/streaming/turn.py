@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from endor_jax.errors import StreamError
 from endor_jax.format.record import Record
 from endor_jax.streaming.schedule import Action
@@ -15,7 +17,7 @@ from endor_jax.streaming.step import refuse_traced
 class Turn:
     """A record on the device; afterwards its memory is written again, and whoever comes too late is told so.
 
-    index: of the record in its pass. name: of the record. results: all that was computed from it, which is
+    index: of the record in its pass. name: of the record. results: what is being computed from it, which is
     waited for before its memory is written again.
     """
 
@@ -35,12 +37,19 @@ class Turn:
             )
         result = step(self._record, *operands)
         refuse_traced(result, self.name)  # of a step that closes over something traced
+        # Only what is not computed yet uses the record; a loop may call a layer without end.
+        self.results[:] = [each for each in self.results if not _is_ready(each)]
         self.results.append(result)
         return result
 
     def end(self) -> None:
         """Lets go of the record. Idempotent."""
         self._record = None
+
+
+def _is_ready(result: Any) -> bool:
+    arrays = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)]
+    return all(array.is_deleted() or array.is_ready() for array in arrays)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass

@@ -289,3 +289,91 @@ def test_blocks_that_the_model_transforms_are_refused(tmp_path: Path, transform:
     plain: Any = Model(transformed=False)
     with stream_linen(plain, tmp_path / "x") as run:
         np.testing.assert_allclose(run.apply(run.variables, X), model.apply(variables, X), atol=1e-6)
+
+
+class Halving(nn.Module):
+    """Blocks that halve at random where there are keys, which a streamed block must not use."""
+
+    drop: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = jnp.tanh(nn.Dense(WIDTH)(x))
+        return x + nn.Dropout(0.5, deterministic=not (self.drop and self.has_rng("dropout")))(y)
+
+
+class Student(nn.Module):
+    """Two blocks, and beside them another model of the same names."""
+
+    teacher: Any = None
+    drop: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = x
+        for i in range(2):
+            y = Halving(self.drop, name=f"block_{i}")(y)
+        if self.teacher is None:
+            return y
+        bound: Any = Student(parent=None).bind(self.teacher)
+        jitted: Any = jax.jit(lambda x: Student(parent=None).apply(self.teacher, x))
+        fresh: Any = Student(parent=None).init(jax.random.key(5), x)
+        return y, bound(x), jitted(x), fresh
+
+
+def test_a_model_inside_the_model_keeps_its_own_weights(tmp_path: Path) -> None:
+    student: Any = Student()
+    variables = student.init(jax.random.key(0), X)
+    teacher = student.init(jax.random.key(1), X)
+    save_linen(tmp_path / "x", variables, blocks="block_*")
+    both: Any = Student(teacher)
+    with stream_linen(both, tmp_path / "x") as run:
+        got = run.apply(run.variables, X)
+    y, bound, jitted, fresh = got
+    np.testing.assert_allclose(y, student.apply(variables, X), atol=1e-6)
+    for each in (bound, jitted):
+        np.testing.assert_allclose(each, student.apply(teacher, X), atol=1e-6)
+    wanted = student.init(jax.random.key(5), X)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), fresh, wanted))
+
+
+def test_keys_may_be_there_and_may_not_be_used(tmp_path: Path) -> None:
+    student: Any = Student()
+    variables = student.init(jax.random.key(0), X)
+    save_linen(tmp_path / "x", variables, blocks="block_*")
+    rngs = {"dropout": jax.random.key(0)}
+    with stream_linen(student, tmp_path / "x") as run:
+        np.testing.assert_allclose(
+            run.apply(run.variables, X, rngs=rngs), student.apply(variables, X, rngs=rngs), atol=1e-6
+        )
+    with (
+        stream_linen(Student(drop=True), tmp_path / "x") as run,
+        pytest.raises(UnsupportedError, match=r"block block_0: got a call that draws random numbers"),
+    ):
+        run.apply(run.variables, X, rngs=rngs)
+
+
+def test_a_block_around_a_module_of_the_model_is_refused(tmp_path: Path) -> None:
+    class Around(nn.Module):
+        inner: nn.Module
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return x + self.inner(nn.Dense(WIDTH)(x))
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for i in range(2):
+                x = Around(nn.Dense(WIDTH), name=f"block_{i}")(x)
+            return x
+
+    model: Any = Model()
+    save_linen(tmp_path / "x", model.init(jax.random.key(0), X), blocks="block_*")
+    with (
+        stream_linen(model, tmp_path / "x") as run,
+        pytest.raises(
+            UnsupportedError, match=r"block_0: got a call that looks for a parameter where the blo"
+        ),
+    ):
+        run.apply(run.variables, X)

@@ -282,6 +282,94 @@ def test_blocks_with_jit_and_remat_of_their_own(tmp_path: Path) -> None:
             streamed.blocks[0].both(X, "change")
 
 
+class Counting(nnx.Module, pytree=False):
+    """A block that has a counter and random keys in common with the arguments of its call."""
+
+    def __init__(self, rngs: nnx.Rngs, counter: nnx.Variable[Any]):
+        self.linear, self.counter, self.rngs = nnx.Linear(WIDTH, WIDTH, rngs=rngs), counter, rngs
+
+    def __call__(self, x: Any, counter: Any, rngs: Any) -> Any:
+        @nnx.custom_vjp
+        def apply(linear: Any, x: Any) -> Any:
+            return linear(x)
+
+        apply.defvjp(lambda linear, x: (apply(linear, x), None), lambda _, gradient: gradient)
+        self.counter[...] += 1
+        noise = rngs.normal((WIDTH,)) + self.rngs.normal((WIDTH,))
+        return apply(self.linear, x) + counter[...] + noise[None]
+
+
+class Counters(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.counter = nnx.Variable(jnp.zeros(()))
+        self.rngs = rngs
+        self.blocks = nnx.List([Counting(rngs, self.counter) for _ in range(3)])
+
+    def __call__(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x, self.counter, self.rngs)
+        return x
+
+
+def test_variables_that_a_block_and_its_arguments_have_in_common(tmp_path: Path) -> None:
+    model = Counters(nnx.Rngs(0))
+    save_nnx(tmp_path / "x", model, blocks="blocks.*")
+    with stream_nnx(abstract(Counters), tmp_path / "x", reader="preadv") as run:
+        streamed: Any = run.model
+        np.testing.assert_allclose(streamed(X), model(X), atol=1e-5)
+        assert streamed.counter[...] == model.counter[...] == 3
+        for got, expected in zip(changing(streamed), changing(model), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+class Rotating(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear, self.angles = nnx.Linear(WIDTH, WIDTH, rngs=rngs), jnp.linspace(0, 6, WIDTH)
+
+    def __call__(self, x: Any) -> Any:
+        return self.linear(x) * jnp.cos(self.angles)[None]
+
+
+class WithTables(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.table = jnp.linspace(0, 1, WIDTH)
+        self.blocks = nnx.List([Rotating(rngs) for _ in range(2)])
+
+    def __call__(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x + self.table[None])
+        return x
+
+
+def test_plain_arrays_come_from_the_checkpoint(tmp_path: Path) -> None:
+    model = WithTables(nnx.Rngs(0))
+    save_nnx(tmp_path / "x", model, blocks="blocks.*")
+    for made in (abstract(WithTables), model):
+        with stream_nnx(made, tmp_path / "x") as run:
+            np.testing.assert_allclose(run.model(X), model(X), atol=1e-5)
+
+
+class NeedsArguments(nnx.Module):
+    def __init_subclass__(cls, *, kind: str = "", **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if not kind:
+            raise TypeError("no kind")
+
+
+class Kind(NeedsArguments, kind="a"):
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+
+
+def test_classes_that_have_no_subclasses_are_refused(tmp_path: Path) -> None:
+    model = nnx.List([Kind(nnx.Rngs(0)), Kind(nnx.Rngs(1))])
+    save_nnx(tmp_path / "x", model, blocks="*")
+    with pytest.raises(
+        UnsupportedError, match=r"class Kind: got a class whose subclasses need arguments \(no kind"
+    ):
+        stream_nnx(model, tmp_path / "x")
+
+
 class EncoderDecoder(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.encoder, self.decoder = Attributes(rngs), nnx.List([Cross(rngs) for _ in range(2)])

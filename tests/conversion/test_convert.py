@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,20 @@ def unknown_tensor(source: Path) -> None:
     write_safetensors(source, tensors.items(), infos=infos)
 
 
+def of_dtype(dtype: str, name: str) -> Callable[[Path], None]:
+    def rewrite(source: Path) -> None:
+        tensors = random_tensors(LLAMA)
+        tensors[name] = tensors[name].astype(dtype)
+        infos = {name: TensorInfo(array.shape, array.dtype.name) for name, array in tensors.items()}
+        (source / "model.safetensors").unlink()
+        write_safetensors(source, tensors.items(), infos=infos)
+
+    return rewrite
+
+
+EMBEDDING, UP = "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"
+
+
 def missing_shard(source: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
@@ -169,6 +184,19 @@ def missing_shard(source: Path) -> None:
         (unknown_key, {}, UnsupportedError, "logit_softcapping"),
         (unknown_tensor, {}, InvalidInputError, r"self_attn\.lora_A"),
         (missing_shard, {}, InvalidInputError, r"no tensor model\.layers\.4\."),
+        (of_dtype("float64", EMBEDDING), {}, UnsupportedError, r"embed.* float64, .*give --dtype float32"),
+        (
+            of_dtype("int32", EMBEDDING),
+            {"dtype": "float32"},
+            UnsupportedError,
+            r"embed.* int32, .*convert",
+        ),
+        (
+            of_dtype("int8", UP),
+            {},
+            UnsupportedError,
+            r"layers\.1\.mlp\.up.* dtype int8, expected bf",
+        ),
         (lambda source: None, {"values": "packed:5", "dtype": "float16"}, InvalidInputError, "packed:5"),
     ],
 )
@@ -178,6 +206,15 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, damage, settings, error
     with pytest.raises(error, match=message):
         endor.convert(source, tmp_path / "dst", **settings)
     assert not (tmp_path / "dst").exists()
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, UP])
+def test_float64_is_rounded_where_a_dtype_is_given(tmp_path, name):
+    source = write_tiny(tmp_path / "source")
+    expected = contents(endor.convert(source, tmp_path / "single", dtype="float32").path / "parts")
+    of_dtype("float64", name)(source)
+    converted = endor.convert(source, tmp_path / "double", dtype="float32")
+    assert contents(converted.path / "parts") == expected
 
 
 def test_overflow_leaves_no_checkpoint(tmp_path):

@@ -233,6 +233,8 @@ def test_unknown_family():
     for other in ("gpt2", "phi3", "gemma2", "mixtral", "qwen2_moe", "qwen3_moe"):
         with pytest.raises(UnsupportedError, match=f"model_type.*'{other}'.*{families}"):
             from_hf({"model_type": other})
+    with pytest.raises(UnsupportedError, match=f"model_type.*'opt'.*{families}"):
+        from_hf({"model_type": ["opt"]})
     with pytest.raises(InvalidInputError, match=f"model_type.*no value.*{families}"):
         from_hf({"vocab_size": 100})
 

@@ -116,11 +116,18 @@ def test_one_layout_is_read_and_the_others_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "pytorch_model.bin", "flax_model-00001-of-00002.msgpack", "tokenizer.json"]
+    "file",
+    [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "flax_model-00001-of-00002.msgpack",
+        "tokenizer.json",
+        "config.json",
+    ],
 )
 def test_git_lfs_pointers_are_called_by_their_name(tmp_path: Path, file: str) -> None:
     write_tiny(tmp_path / "model", OPT)
-    if file != "tokenizer.json":
+    if not file.endswith(".json"):
         (tmp_path / "model" / "model.safetensors").unlink()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 250540281\n"
     (tmp_path / "model" / file).write_text(pointer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,17 @@ def test_a_layer_may_be_called_twice_in_its_turn_and_never_after(path: Path) -> 
         last(inputs())
     with pytest.raises(StreamError, match=r"a call after close\(\)"):
         next(run.layers())
+
+
+def test_a_layer_that_is_called_again_and_again_keeps_no_results(path: Path) -> None:
+    with endor.stream(apply, path) as run:
+        first = next(run.layers())
+        x, states = inputs(), np.zeros((), np.float32)
+        kept = []
+        for _ in range(20):
+            x, states = jax.block_until_ready(first(x, states))
+            kept.append(weakref.ref(x))
+        assert sum(each() is not None for each in kept) <= 2
 
 
 TRANSFORMED = {
