@@ -31,8 +31,8 @@ def check_same(
                 f"{where}, {name}",
                 got=f"{_described(stored.get(name))} in the checkpoint",
                 expected=f"{_described(shapes.get(name))}, as the model has it",
-                fix="make the model as it was when it was saved; where nnx.eval_shape leaves something out, give "
-                "an instance instead",
+                fix="make the model as it was when it was saved; where nnx.eval_shape leaves something out, "
+                "give an instance instead",
             )
 
 

@@ -21,6 +21,7 @@ from endor_jax.errors import (
     CorruptCheckpointError,
     DestinationExistsError,
     InvalidInputError,
+    NotFoundError,
     UnsupportedError,
 )
 from endor_jax.format.record import Record
@@ -80,11 +81,19 @@ def restore(path: str | os.PathLike[str], at: str | None = None) -> Any:
     """The tree that `save` wrote, in host memory, or what is in it at a dotted name.
 
     at: for example "layers.3", a leaf or a branch; nothing else is read. Words, arrays and numbers come back
-    as NumPy arrays. Raises InvalidInputError for what is no such checkpoint or has nothing at that name,
-    UnsupportedError for one of a newer version, CorruptCheckpointError for words that are not those saved.
+    as NumPy arrays. Raises NotFoundError, InvalidInputError for what is no such checkpoint or has nothing at
+    that name, UnsupportedError for one of a newer version, CorruptCheckpointError for words that are not
+    those saved.
     """
     directory = Path(path).absolute()
     orbax = orbax_v1()
+    if not os.path.lexists(directory):
+        raise NotFoundError(
+            f"Orbax checkpoint {directory}",
+            got="nothing there",
+            expected="a directory that endor_jax.orbax.save wrote",
+            fix="check the path",
+        )
     with reading_orbax(directory):
         found = orbax.metadata(directory)
     stored = {name: getattr(leaf, "shape", None) for name, leaf in named_leaves(found.metadata).items()}

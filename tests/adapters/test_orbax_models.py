@@ -24,6 +24,7 @@ from endor_jax.errors import (
     DestinationExistsError,
     EndorError,
     InvalidInputError,
+    NotFoundError,
     StorageError,
     UnsupportedError,
 )
@@ -93,6 +94,8 @@ def test_branches_and_leaves_are_found_by_name(tmp_path: Path, records: list) ->
     assert_same(restore(tmp_path / "saved", "a.b.c.up"), tree["a.b"]["c"]["up"])
     with pytest.raises(InvalidInputError, match=r"got the name 'layers.2', expected .* such as a.b, "):
         restore(tmp_path / "saved", "layers.2")
+    with pytest.raises(NotFoundError, match="got nothing there, expected a directory that"):
+        restore(tmp_path / "elsewhere")
 
 
 def test_on_disk_are_the_words_and_little_else(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_other_checkpoints_and_versions_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no description of records"):
         restore(tmp_path / "plain")
     with pytest.raises(InvalidInputError, match="a checkpoint that Orbax reads"):
-        restore(tmp_path / "nowhere")
+        restore(tmp_path)
     save(tmp_path / "saved", [layer(0)])
     file, metadata = description(tmp_path / "saved")
     metadata["custom_metadata"]["endor"]["version"] = 2
