@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ from endor_jax.bench.plots import MARKERS
 from endor_jax.bench.pruning_record import MeasuredCell, PruningRecord
 from endor_jax.bench.pruning_table import VALUES, ordered_cells, series_names
 
-COLORS = ("#fd8d3c", "#3182bd", "#08306b", "#31a354", "#756bb1", "#e7298a", "#636363", "#8c6d31")
-"""Of methods, in their order; again from the first if there are more."""
+SHADES = {
+    "magnitude": ("#d94801", "#fd8d3c", "#fdbe85"),
+    "wanda": ("#08519c", "#3182bd", "#6baed6", "#9ecae1"),
+    "sparsegpt": ("#54278f", "#807dba", "#9e9ac8", "#bcbddc", "#c51b8a"),
+    "admm": ("#006d2c", "#31a354", "#74c476", "#a1d99b"),
+}
+"""A colour per method, a shade and a marker per variant of it; again from the first if there are more."""
 VALUE_MARKERS: dict[str, str] = dict(zip(VALUES, "osD", strict=True))
 VALUE_LINES = {"auto": "-", "int8": "--", "int4": ":"}
 DENSE = "black"
@@ -26,9 +32,13 @@ def plot_pruning(record: PruningRecord, path: Path) -> None:
     figure, axes = panels(1, 2, height=4.6)
     over_sparsity, over_bytes = axes[0]
     cells, names = ordered_cells(record), series_names(record)
-    for number, name in enumerate(names):
+    variants: Counter[str] = Counter()
+    for name in names:
         own = [each for each in cells if each.cell.series == name]
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        method = own[0].cell.method
+        variant, shades = variants[method], SHADES[method]
+        variants[method] += 1
+        color, marker = shades[variant % len(shades)], MARKERS[variant % len(MARKERS)]
         exact = [(100 * each.cell.sparsity, each) for each in own if each.cell.values == "auto"]
         _line(over_sparsity, exact, color=color, marker=marker, line="-", label=name)
         for values in dict.fromkeys(each.cell.values for each in own):
