@@ -72,8 +72,8 @@ def prunable(place: Place, shape: tuple[int, ...]) -> bool:
 
 
 def cast(array: np.ndarray, name: str, dtype: str | None) -> np.ndarray:
-    """The array, of floats, in another float format, rounded to nearest even; as it is for None."""
-    if dtype is None or array.dtype.name == dtype:
+    """The array in another float format, rounded to nearest even; as it is for None or a non-float array."""
+    if dtype is None or array.dtype.name == dtype or array.dtype.name not in (*FLOAT_FORMATS, "float64"):
         return array
     result = np.empty(array.shape, dtype_from_name(dtype))
     overflowed = 0
