@@ -19,9 +19,9 @@ import numpy as np
 from flax import linen as nn
 
 from endor_jax.adapters.functions import Functions
-from endor_jax.adapters.linen_step import Call, check_hashable, plain, step
+from endor_jax.adapters.linen_step import Call, plain, step
 from endor_jax.adapters.patterns import matching
-from endor_jax.adapters.stack import Stack, save_stack
+from endor_jax.adapters.stack import Stack, check_hashable, save_stack
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Manifest
@@ -189,7 +189,7 @@ class StreamedLinen:
             tuple(sorted(module.scope.rngs)),
             self._stack.signatures[index],
         )
-        check_hashable(call)
+        check_hashable(call, call.name, expected="arrays, or values that compare and hash")
         collections = {name: held for name, held in plain(module.variables).items() if name != "params"}
         if is_traced((collections, arrays)) and not self._is_traced:
             raise _transformed_error(call.name)

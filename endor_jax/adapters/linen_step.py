@@ -76,19 +76,6 @@ def _called(keys: Any, params: Any, collections: dict[str, Any], arrays: list[An
     return (found, {}) if call.mutable is False else (found[0], plain(found[1]))
 
 
-def check_hashable(call: Call) -> None:
-    """Raises UnsupportedError for what can neither be traced nor be part of a compiled step."""
-    try:
-        hash(call)
-    except TypeError as error:
-        raise UnsupportedError(
-            f"streamed block {call.name}",
-            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
-            expected="arrays, or values that compare and hash",
-            fix="pass it as an array, or as a tuple instead of a list",
-        ) from error
-
-
 def plain(variables: Any) -> dict[str, Any]:
     """Nested dicts without FrozenDicts. Raises InvalidInputError for other containers of arrays."""
     unfrozen = flax.core.unfreeze(variables)

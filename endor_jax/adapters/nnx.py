@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from endor_jax.adapters.functions import Functions
-from endor_jax.adapters.nnx_step import Call, check_hashable, split_call, step
+from endor_jax.adapters.nnx_step import Call, split_call, step
 from endor_jax.adapters.nnx_variables import (
     check_same,
     key_impl,
@@ -35,7 +35,7 @@ from endor_jax.adapters.nnx_variables import (
     value_of,
 )
 from endor_jax.adapters.patterns import matching
-from endor_jax.adapters.stack import Stack, save_stack
+from endor_jax.adapters.stack import Stack, check_hashable, save_stack
 from endor_jax.adapters.streamed_parameter import StreamedParameter
 from endor_jax.errors import UnsupportedError
 from endor_jax.store.manifest import Manifest
@@ -160,7 +160,7 @@ class StreamedNnx:
         graph, params, state, arrays = split_call(block, args, kwargs)
         original = type(block).__mro__[1]
         call = Call(self._stack.names[index], original, method, graph, self._stack.signatures[index], params)
-        check_hashable(call)
+        check_hashable(call, call.name, expected="arrays, variables, or values that compare and hash")
         result, state = self._stack.apply(index, functools.partial(self._step, call=call), state, arrays)
         if jax.tree.leaves(state):
             nnx.update((block, args, kwargs), state)

@@ -89,16 +89,3 @@ def _called(dense: dict[str, Any], state: Any, arrays: Any, *, call: Call) -> An
 def _params(state: Any) -> Leaves:
     """The parameters of a block by name, from a state of a call: there the block is number 0."""
     return {name.removeprefix("0."): leaf for name, leaf in leaves_of(state).items()}
-
-
-def check_hashable(call: Call) -> None:
-    """Raises UnsupportedError for what can neither be traced nor be part of a compiled step."""
-    try:
-        hash(call)
-    except TypeError as error:
-        raise UnsupportedError(
-            f"streamed block {call.name}",
-            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
-            expected="arrays, variables, or values that compare and hash",
-            fix="pass it as an array, or as a tuple instead of a list",
-        ) from error

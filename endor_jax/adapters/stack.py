@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from endor_jax.errors import InvalidInputError
+from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.record import Record
 from endor_jax.format.tree import rebuild
 from endor_jax.kernels.expand.api import expand_all
@@ -138,3 +138,16 @@ class Stack:
 def dense_params(record: Record, signature: Signature) -> Any:
     """Inside a step: the parameter tree of a block, expanded."""
     return rebuild(signature.tree, expand_all(record))
+
+
+def check_hashable(call: Any, name: str, *, expected: str) -> None:
+    """Raises UnsupportedError for a call of a block with what can neither be traced nor be static."""
+    try:
+        hash(call)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"streamed block {name}",
+            got=f"an argument or attribute that is no array and cannot be hashed ({error})",
+            expected=expected,
+            fix="pass it as an array, or as a tuple instead of a list",
+        ) from error
