@@ -34,7 +34,6 @@ def read_sharded(
     if is_regular_file(directory / file):
         return merged(directory, [file], parse)[0]
     index = directory / f"{file}.index.json"
-    refuse_pointer(index)
     weight_map = _weight_map(index, suffix=Path(file).suffix)
     shards = sorted(set(weight_map.values()))
     _check_all_there(directory, shards, index)
