@@ -62,6 +62,7 @@ def examine() -> dict[str, Any]:
     from endor_jax import native
     from endor_jax.errors import UnsupportedError
     from endor_jax.kernels.backends import resolve
+    from endor_jax.kernels.place import place_at
     from endor_jax.memory import free_host_bytes
     from endor_jax.streaming.sizes import format_size
     from endor_jax.version import VERSION
@@ -80,8 +81,7 @@ def examine() -> dict[str, Any]:
         ],
         "devices": [f"{device.device_kind} ({device.platform} {device.id})" for device in devices],
         "expand": [
-            f"{device.platform}: {resolve(None, device.platform, instruction_sets=instruction_sets)}"
-            for device in devices
+            f"{device.platform}: {resolve(None, place_at(device, instruction_sets))}" for device in devices
         ],
         "compiled_kernels": _compiled_kernels(),
         "free_host_memory": format_size(free_host_bytes()),

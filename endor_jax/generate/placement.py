@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from endor_jax import native
 from endor_jax.arrays import array_bytes, round_up
 from endor_jax.errors import DoesNotFitError, OptionError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
@@ -16,6 +15,7 @@ from endor_jax.generate.caches import ON_DEVICE
 from endor_jax.generate.embedding import held_bytes
 from endor_jax.kernels.backends import resolve
 from endor_jax.kernels.linear.cpu import fused_rows
+from endor_jax.kernels.place import cpu_place
 from endor_jax.models import LlamaConfig, OptConfig
 from endor_jax.store.manifest import Manifest
 from endor_jax.streaming.executor import Streamable
@@ -195,8 +195,7 @@ def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool) -> int
     XLA makes its elements, once more where escapes are scattered into them, and for the product on CPU
     float32; the extension makes float32 at once, of what it does not multiply fused with as many rows of x.
     """
-    platform = "cpu" if shares_memory else "gpu"
-    compiled = resolve(None, platform, instruction_sets=native.instruction_sets()) == "cpu"
+    compiled = shares_memory and resolve(None, cpu_place()) == "cpu"
 
     def dense(tensor: FieldLayout, parts: int) -> int:
         element = tensor.number.bits // 8

@@ -13,7 +13,7 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped, UInt32
 
 
 def after(value: Shaped[Array, " *shape"], earlier: Float[Array, " ..."]) -> Shaped[Array, " *shape"]:
@@ -28,6 +28,14 @@ def first_element(earlier: Float[Array, " ..."]) -> Float[Array, ""]:
     """What is known when `earlier`, not empty, is: its first element in float32, without a gradient."""
     first = lax.slice(earlier, (0,) * earlier.ndim, (1,) * earlier.ndim).reshape(())
     return lax.stop_gradient(first).astype(jnp.float32)
+
+
+def first_bits(earlier: jax.Array | None) -> tuple[UInt32[Array, ""], ...]:
+    """An integer that is known when `earlier` is, for a call that waits for all its arguments, also one that
+    it does not look at: through integers no gradient flows. Nothing if there is nothing to wait for."""
+    if earlier is None or earlier.size == 0:
+        return ()
+    return (lax.bitcast_convert_type(first_element(earlier), jnp.uint32),)
 
 
 @jax.custom_batching.custom_vmap

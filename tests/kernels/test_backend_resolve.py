@@ -7,57 +7,79 @@ import re
 import pytest
 
 from endor_jax.errors import UnsupportedError
-from endor_jax.kernels.backends import Implementation, implementations, resolve
+from endor_jax.kernels.backends import Implementation, Place, implementations, resolve
 
-PLATFORMS = ("cpu", "gpu", "tpu", "a platform to come")
 FAST, PORTABLE, UNBUILT = ("avx2", "scalar"), ("scalar",), ()
 """What the extension has: vector instructions, portable code only, nothing."""
-MACHINES = (FAST, PORTABLE, UNBUILT)
+PROCESSORS = [Place("cpu", instruction_sets=machine) for machine in (FAST, PORTABLE, UNBUILT)]
+OLD = {"V100": (7, 0), "T4": (7, 5)}
+CUDA = {
+    "A100": (8, 0),
+    "RTX 3090": (8, 6),
+    "RTX 4090": (8, 9),
+    "H200": (9, 0),
+    "B200": (10, 0),
+    "RTX 5090": (12, 0),
+}
+TRITON = [Place("gpu", capability) for capability in CUDA.values()]
+OTHERS = [
+    *(Place("gpu", capability) for capability in OLD.values()),
+    Place("gpu"),  # ROCm
+    Place("tpu"),
+    Place("a platform to come", instruction_sets=FAST),
+]
+PLACES = [*PROCESSORS, *TRITON, *OTHERS]
 
 
 @pytest.mark.parametrize(
-    ("requested", "platform", "instruction_sets", "expected"),
+    ("requested", "place", "expected"),
     [
-        (None, "cpu", FAST, "cpu"),
-        (None, "cpu", PORTABLE, "xla"),
-        (None, "cpu", UNBUILT, "xla"),
-        ("cpu", "cpu", FAST, "cpu"),
-        ("cpu", "cpu", PORTABLE, "cpu"),
-        *(("xla", "cpu", machine, "xla") for machine in MACHINES),
-        *((None, platform, machine, "xla") for platform in PLATFORMS[1:] for machine in MACHINES),
-        *(("xla", platform, machine, "xla") for platform in PLATFORMS[1:] for machine in MACHINES),
+        (None, PROCESSORS[0], "cpu"),
+        (None, PROCESSORS[1], "xla"),
+        (None, PROCESSORS[2], "xla"),
+        ("cpu", PROCESSORS[0], "cpu"),
+        ("cpu", PROCESSORS[1], "cpu"),
+        *((requested, place, "triton") for place in TRITON for requested in (None, "triton")),
+        *((None, place, "xla") for place in OTHERS),
+        *(("xla", place, "xla") for place in PLACES),
     ],
+    ids=str,
 )
-def test_what_runs(
-    requested: Implementation | None,
-    platform: str,
-    instruction_sets: tuple[str, ...],
-    expected: Implementation,
-) -> None:
-    assert resolve(requested, platform, instruction_sets=instruction_sets) == expected
+def test_what_runs(requested: Implementation | None, place: Place, expected: Implementation) -> None:
+    assert resolve(requested, place) == expected
 
 
-@pytest.mark.parametrize("instruction_sets", MACHINES)
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize("requested", ["triton", "mosaic", "cpu"])
-def test_a_named_one_never_falls_back(
-    requested: Implementation, platform: str, instruction_sets: tuple[str, ...]
-) -> None:
-    available = implementations(platform, instruction_sets=instruction_sets)
+def test_a_named_one_never_falls_back(requested: Implementation, place: Place) -> None:
+    available = implementations(place)
     if requested in available:
-        assert resolve(requested, platform, instruction_sets=instruction_sets) == requested
+        assert resolve(requested, place) == requested
         return
-    message = f"implementation: got '{requested}' on {platform}"
+    message = f"implementation: got '{requested}' on {place.platform}"
     with pytest.raises(UnsupportedError, match=re.escape(message)) as caught:
-        resolve(requested, platform, instruction_sets=instruction_sets)
+        resolve(requested, place)
     assert f"expected one of {', '.join(available)}" in str(caught.value)
 
 
 def test_where_the_extension_was_not_built_its_name_says_so() -> None:
     with pytest.raises(UnsupportedError, match=r"and it was not built, .* install g\+\+ and endor_jax again"):
-        resolve("cpu", "cpu", instruction_sets=UNBUILT)
+        resolve("cpu", PROCESSORS[2])
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_every_platform_has_the_twin(platform: str) -> None:
-    assert all("xla" in implementations(platform, instruction_sets=machine) for machine in MACHINES)
+def test_a_device_too_old_for_triton_is_told_so() -> None:
+    with pytest.raises(UnsupportedError, match=r"'triton' on gpu of compute capability 7\.5, below 8\.0,"):
+        resolve("triton", Place("gpu", OLD["T4"]))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_mosaic_is_nowhere_before_a_device_has_shown_it_right(place: Place) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"'mosaic' on .*, which no record of a device has shown to be"
+    ):
+        resolve("mosaic", place)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_every_place_has_the_twin(place: Place) -> None:
+    assert "xla" in implementations(place)

@@ -1,6 +1,7 @@
 """One suite for every implementation of `expand`: on every named shape it equals the oracle `decode`.
 
-An implementation joins by being listed in `backends.implementations` for the platform the tests run on.
+An implementation joins by being listed in `backends.implementations` for the place the tests run at. Where
+that is no GPU, Triton's kernel is run in interpret mode: the same operations, one by one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from endor_jax import native
 from endor_jax.arrays import FLOAT_FORMATS, bits_of, dtype_from_name
 from endor_jax.errors import InvalidInputError, UnsupportedError
 from endor_jax.format.decode import decode
@@ -28,7 +28,8 @@ from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import INTEGER_BITS, Codec, parse_codec
 from endor_jax.kernels.backends import Implementation, implementations
-from endor_jax.kernels.expand import expand, expand_all
+from endor_jax.kernels.expand import expand, expand_all, triton
+from endor_jax.kernels.place import default_place
 from tests import shapes, strategies
 from tests.shapes import NamedShape
 
@@ -38,12 +39,10 @@ CODECS = {
     "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3", "dense-int4"),
 }
 
-every_implementation = pytest.mark.parametrize(
-    "implementation", implementations(jax.default_backend(), instruction_sets=native.instruction_sets())
-)
+HERE = implementations(default_place())
+every_implementation = pytest.mark.parametrize("implementation", dict.fromkeys([*HERE, "triton"]))
 every_implementation_and_none = pytest.mark.parametrize(
-    "implementation",
-    [None, *implementations(jax.default_backend(), instruction_sets=native.instruction_sets())],
+    "implementation", dict.fromkeys([None, *HERE, "triton"])
 )
 every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
@@ -61,8 +60,15 @@ def stored(named: NamedShape, dtype: str, codec: str, seed: int = 0) -> tuple[np
 
 
 @functools.cache
+def way(implementation: Implementation | None) -> Callable[[SparseTensor], jax.Array]:
+    if implementation == "triton" and "triton" not in HERE:
+        return functools.partial(triton.expand, interpret=True)
+    return functools.partial(expand, implementation=implementation)
+
+
+@functools.cache
 def expander(implementation: Implementation) -> Callable[[SparseTensor], jax.Array]:
-    return jax.jit(functools.partial(expand, implementation=implementation))
+    return jax.jit(way(implementation))
 
 
 def assert_same_bits(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:
@@ -93,7 +99,7 @@ def test_equals_the_oracle(implementation: Implementation, dtype: str, codec: st
 @settings(max_examples=6)
 def test_any_bits_without_jit(implementation: Implementation, case: tuple[np.ndarray, Codec]) -> None:
     array, codec = case
-    assert_same_bits(expand(encode_array(array, codec.name), implementation=implementation), array)
+    assert_same_bits(way(implementation)(encode_array(array, codec.name)), array)
 
 
 @every_implementation
@@ -103,7 +109,7 @@ def test_any_integers_without_jit(
     implementation: Implementation, case: tuple[strategies.Pieces, Codec]
 ) -> None:
     quantised = Quantised(*case[0])
-    expanded = expand(encode_array(quantised, case[1].name), implementation=implementation)
+    expanded = way(implementation)(encode_array(quantised, case[1].name))
     assert_same_bits(expanded, dequantise(quantised))
 
 
@@ -170,7 +176,7 @@ def equal_layouts(dtype: str, codec: str, count: int) -> tuple[list[np.ndarray],
 @every_dtype_and_codec
 def test_under_vmap(implementation: Implementation | None, dtype: str, codec: str) -> None:
     arrays, stacked = equal_layouts(dtype, codec, count=3)
-    expanded = jax.jit(jax.vmap(functools.partial(expand, implementation=implementation)))(stacked)
+    expanded = jax.jit(jax.vmap(way(implementation)))(stacked)
     assert_same_bits(expanded, np.stack(arrays))
 
 
@@ -188,10 +194,13 @@ def test_under_shard_map(implementation: Implementation | None, dtype: str, code
     arrays, stacked = equal_layouts(dtype, codec, count=4)
     spec = PartitionSpec("rows")
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
+    # Pallas' interpreter does not know what varies; the compiled call is in test_triton_lowering.py.
+    checked = implementation != "triton" or "triton" in HERE
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=checked)
     def local(tensor: SparseTensor) -> jax.Array:
         mine = jax.tree.map(lambda words: words.reshape(-1), tensor)
-        return expand(mine, implementation=implementation)
+        return way(implementation)(mine)
 
     expanded = jax.jit(local)(jax.device_put(stacked, NamedSharding(mesh, spec)))
     assert expanded.addressable_shards[3].data.shape == arrays[3].shape

@@ -23,6 +23,7 @@ from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import dense, linear
 from endor_jax.kernels.linear.cpu import fused, fused_rows
 from endor_jax.kernels.order import after
+from endor_jax.kernels.place import cpu_place, default_place
 from tests import shapes
 from tests.shapes import NamedShape
 
@@ -59,9 +60,7 @@ def assert_is_product(got: jax.Array, x: np.ndarray, weight: np.ndarray, dtype: 
     assert (error <= bound).all(), float((error / bound).max())
 
 
-every_implementation = pytest.mark.parametrize(
-    "implementation", implementations(jax.default_backend(), instruction_sets=native.instruction_sets())
-)
+every_implementation = pytest.mark.parametrize("implementation", implementations(default_place()))
 
 
 @every_implementation
@@ -315,9 +314,7 @@ def test_gradients_pass_through_waiting():
     np.testing.assert_array_equal(batched, jnp.ones((4, 3)))
 
 
-@pytest.mark.parametrize(
-    "implementation", [None, *implementations("cpu", instruction_sets=native.instruction_sets())]
-)
+@pytest.mark.parametrize("implementation", [None, *implementations(cpu_place())])
 @pytest.mark.parametrize("rows", [4, 160])
 @pytest.mark.parametrize("sharded", ["x", "tensor", "both"])
 def test_under_shard_map(implementation: Implementation | None, rows: int, sharded: str) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any, overload
 
 import jax
-import jax.core
 from jax import lax
 
-from endor_jax import native
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
-from endor_jax.kernels.expand import cpu, xla
+from endor_jax.kernels.expand import cpu, triton, xla
+from endor_jax.kernels.place import cpu_place, default_place, place_of
 
 # Jitted, so that a call outside jit is one fused program too and not an array for every operation.
-_EXPAND = {"xla": jax.jit(xla.expand), "cpu": jax.jit(cpu.expand)}
+_EXPAND = {"xla": jax.jit(xla.expand), "cpu": jax.jit(cpu.expand), "triton": jax.jit(triton.expand)}
 
 
 @overload
@@ -65,26 +64,21 @@ def _expand(
             )
     if implementation is None:
         return _expand_anywhere(tensor, after)
-    return _EXPAND[resolve(implementation, platform_of(tensor), instruction_sets=native.instruction_sets())](
-        tensor, after
-    )
+    return _EXPAND[resolve(implementation, place_of(tensor))](tensor, after)
 
 
 @jax.jit
 def _expand_anywhere(tensor: SparseTensor, after: jax.Array | None) -> jax.Array:
-    """The best implementation of whatever platform this is compiled for."""
-    on_cpu = resolve(None, "cpu", instruction_sets=native.instruction_sets())
-    return lax.platform_dependent(tensor, after, cpu=_EXPAND[on_cpu], default=xla.expand)
+    """The best implementation of whatever platform this is compiled for.
+
+    JAX traces every branch, and a kernel takes a while: Triton's is one where there is a device for it.
+    """
+    branches = {"cpu": _EXPAND[resolve(None, cpu_place())]}
+    if resolve(None, default_place()) == "triton":
+        branches["cuda"] = _EXPAND["triton"]
+    return lax.platform_dependent(tensor, after, **branches, default=_EXPAND["xla"])
 
 
 def expand_all(record: Record) -> dict[str, jax.Array]:
     """All tensors of a record, dense, by name."""
     return expand(record)
-
-
-def platform_of(tensor: SparseTensor) -> str:
-    """The platform its words are on; under a trace, the one JAX compiles for by default."""
-    first = tensor.parts[0]
-    if isinstance(first, jax.Array) and not isinstance(first, jax.core.Tracer):
-        return next(iter(first.devices())).platform
-    return jax.default_backend()

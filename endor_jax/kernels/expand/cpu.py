@@ -18,7 +18,7 @@ from endor_jax.format.layout import DenseLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.custom_call import attributes, call, mapped
 from endor_jax.kernels.expand import xla
-from endor_jax.kernels.order import first_element
+from endor_jax.kernels.order import first_bits
 
 
 def expand(
@@ -60,11 +60,4 @@ def expand(
             return lax.bitcast_convert_type(bits, dtype), True
         return expanded(*arrays[:parts], *(bits[0] for bits in arrays[parts:])), False
 
-    return expanded(*(jnp.asarray(words) for words in tensor.parts), *_first_bits(earlier))
-
-
-def _first_bits(earlier: jax.Array | None) -> tuple[UInt32[Array, ""], ...]:
-    """An integer that is known when `earlier` is: through integers no gradient flows. None for nothing."""
-    if earlier is None or earlier.size == 0:
-        return ()
-    return (lax.bitcast_convert_type(first_element(earlier), jnp.uint32),)
+    return expanded(*(jnp.asarray(words) for words in tensor.parts), *first_bits(earlier))

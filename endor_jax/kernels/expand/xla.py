@@ -62,7 +62,9 @@ def _expand_part(
     if stored is not None:
         bits = jnp.where(stored, bits, jnp.uint32(0))
     bits = bits.reshape(rows, segments * layout.segment)[:, : layout.columns].astype(layout.number.unsigned)
-    return _scatter_escapes(bits, words, layout) if layout.escape_capacity else bits
+    if not layout.escape_capacity:
+        return bits
+    return scatter_escapes(bits.reshape(-1), words, layout).reshape(bits.shape)
 
 
 def _stored_and_rank(
@@ -147,10 +149,11 @@ def _column_scales(
     return spread.reshape(rows, layout.segments, layout.segment)
 
 
-def _scatter_escapes(
-    bits: UInt[Array, "rows columns"], words: UInt32[Array, " words"], layout: FieldLayout
-) -> UInt[Array, "rows columns"]:
-    """Writes the escape list over the expanded rows; entries beyond the list's length go nowhere."""
+def scatter_escapes(
+    bits: UInt[Array, " elements"], words: UInt32[Array, " words"], layout: FieldLayout, *, first: int = 0
+) -> UInt[Array, " elements"]:
+    """Writes a part's escape list over its expanded rows, the first element of which is number `first`;
+    entries beyond the list's length, or the part's rows, go nowhere."""
     start, count = words[layout.header], words[layout.header + 1]
     entry = jnp.arange(layout.escape_capacity, dtype=jnp.uint32)
     index = words.at[start + entry].get(mode="clip")
@@ -158,10 +161,10 @@ def _scatter_escapes(
     packed = words.at[start + count + entry // jnp.uint32(per_word)].get(mode="clip")
     shift = (entry % jnp.uint32(per_word)) * jnp.uint32(layout.number.bits % WORD_BITS)
     value = (packed >> shift).astype(bits.dtype)
+    inside = (entry < count) & (index < jnp.uint32(layout.rows * layout.columns))
     # Behind the end, each at its own place: what the scatter is told (unique, sorted) stays true.
-    index = jnp.where(entry < count, index, jnp.uint32(bits.size) + entry)
-    flat = bits.reshape(-1).at[index].set(value, mode="drop", unique_indices=True, indices_are_sorted=True)
-    return flat.reshape(bits.shape)
+    index = jnp.where(inside, index + jnp.uint32(first), jnp.uint32(bits.size) + entry)
+    return bits.at[index].set(value, mode="drop", unique_indices=True, indices_are_sorted=True)
 
 
 def _section(words: UInt32[Array, " words"], section: Section) -> UInt32[Array, " section"]:

@@ -11,17 +11,16 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from endor_jax import native
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import DenseLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
 from endor_jax.kernels.custom_call import varying_as
 from endor_jax.kernels.expand import expand
-from endor_jax.kernels.expand.api import platform_of
 from endor_jax.kernels.expand.cpu import expand as cpu_expand
 from endor_jax.kernels.linear import cpu
 from endor_jax.kernels.linear.dense import dense
+from endor_jax.kernels.place import cpu_place, place_of
 
 
 def linear(
@@ -80,11 +79,10 @@ def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
         # The dense product there is one of float32 anyway.
         return dense(x, cpu_expand(tensor, x, widened=True), output_dtype=how.output_dtype)
 
-    instruction_sets = native.instruction_sets()
     if how.implementation is not None:
-        chosen = resolve(how.implementation, platform_of(tensor), instruction_sets=instruction_sets)
+        chosen = resolve(how.implementation, place_of(tensor))
         return on_cpu(x, tensor) if chosen == "cpu" else expanded(x, tensor)
-    if resolve(None, "cpu", instruction_sets=instruction_sets) != "cpu":
+    if resolve(None, cpu_place()) != "cpu":
         return expanded(x, tensor)
     return lax.platform_dependent(x, tensor, cpu=on_cpu, default=expanded)
 
