@@ -27,3 +27,45 @@ def expand_block(layout: FieldLayout) -> Block:
     segments for one warp, and 64 registers instead of 46.
     """
     return Block(rows=max(1, WARP // groups_of(layout).words), warps=1)
+
+
+@dataclass(frozen=True)
+class LinearBlock:
+    """What one program of a product does: `rows` rows of the matrix and up to `segments` segments of each;
+    of these `at_once` rows and `words` words of the bitmap at a time."""
+
+    rows: int
+    at_once: int
+    segments: int
+    words: int
+    warps: int
+
+
+TILE_ROWS, TILE_WORDS, TILE_WARPS = 64, 4, 4
+"""A tile for tensor cores, 64 rows by 128 columns: the least that wgmma takes, with four warps.
+
+Machine instructions per element, bfloat16 `packed:2`, 8 rows of x, sm_90a, and registers: 64 x 128 by four
+warps 12.9 and 80; 128 x 128 by eight 12.7 and 107; 64 x 256 by four 14.6 and 176; 32 x 1024 by four 15.3 and
+238 (`mma`, not wgmma; `int4` spills); 64 x 256 by eight 16.6 and 98; 16 x 256 by four 23.9 and 102.
+"""
+PROGRAMS = 768
+"""Programs that a large device runs at once: six, of four warps with 80 registers, for each of an H200's 132
+multiprocessors."""
+SUMS_SHARE = 16
+"""Sums that programs write take at most this fraction of the dense matrix."""
+
+
+def linear_block(layout: FieldLayout, *, tensor_cores: bool, rows: int) -> LinearBlock:
+    """For so many rows of sums. The vector body: one warp, which reads its columns of x once for several rows
+    of the matrix, and one segment, since its sums are few. Tensor cores: as many segments in turn as leave
+    programs enough for the device, or more, if their sums would become large.
+    """
+    words = groups_of(layout).words
+    if not tensor_cores:
+        at_once = expand_block(layout).rows
+        return LinearBlock(rows=4 * at_once, at_once=at_once, segments=1, words=words, warps=1)
+    blocks = -(-layout.rows // TILE_ROWS)
+    most_sums = max(1, layout.columns * layout.number.bits // 8 // (4 * rows * SUMS_SHARE))
+    sums = min(layout.segments, -(-PROGRAMS // blocks), most_sums)
+    segments = -(-layout.segments // sums)
+    return LinearBlock(TILE_ROWS, TILE_ROWS, segments, min(words, TILE_WORDS), TILE_WARPS)

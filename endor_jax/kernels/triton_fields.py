@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import triton as pltriton
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt16, UInt32
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.format.bitmap import words_per_row
@@ -40,7 +40,7 @@ Words = Any
 
 @dataclass(frozen=True)
 class Groups:
-    """How the groups of a segment lie in a block: powers of two, as Triton wants them."""
+    """How the groups of some words of a bitmap lie in a block: powers of two, as Triton wants them."""
 
     columns: int
     words: int
@@ -52,14 +52,26 @@ class Groups:
 
     @property
     def count(self) -> int:
-        """Groups of a segment; the last ones may lie beyond its end."""
+        """Groups of all words; the last ones may lie beyond the end of a row."""
         return self.words * self.per_word
 
+    @property
+    def width(self) -> int:
+        """Columns of all groups."""
+        return self.words * WORD_BITS
 
-def groups_of(layout: FieldLayout) -> Groups:
-    """The groups of a segment of this layout."""
-    words = words_per_row(layout.segment)
-    return Groups(GROUP_WORDS * WORD_BITS // layout.number.bits, 1 << (words - 1).bit_length())
+
+def groups_of(layout: FieldLayout, *, most_words: int = SEGMENT_WORDS) -> Groups:
+    """The groups of a segment of this layout, or of so many words of it."""
+    words = 1 << (words_per_row(layout.segment) - 1).bit_length()
+    return Groups(GROUP_WORDS * WORD_BITS // layout.number.bits, min(words, most_words))
+
+
+def segment_start(
+    words: Words, layout: FieldLayout, row: Int[Array, "rows 1"], segment: Int[Array, ""]
+) -> UInt32[Array, "rows 1"]:
+    """The bit position of the first field of one segment of some rows."""
+    return _load(words, layout.offsets.start + row * layout.segments + segment)
 
 
 def element_words(
@@ -68,28 +80,68 @@ def element_words(
     """The elements of one segment of some rows: word i of each group, for i < GROUP_WORDS.
 
     row: existing rows of the part. segment: which one of each row. What lies beyond the end of a row is
-    undefined. Source: docs/format.md, "Codecs", in the order of docs/kernels.md.
+    undefined under a codec without bitmap, 0 otherwise.
     """
-    index = row * layout.segments + segment
-    position = _load(words, layout.offsets.start + index)
-    bits = layout.field_bits
+    start = segment_start(words, layout, row, segment)
+    place = Chunk(groups_of(layout), row, segment, first=None)
+    return chunk_words(words, layout, place, start)[0]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some words of the bitmap of one segment, of some rows: from word `first` of the segment on; None: 0."""
+
+    groups: Groups
+    row: Int[Array, "rows 1"]
+    segment: Int[Array, ""]
+    first: Int[Array, ""] | None
+
+    @property
+    def first_group(self) -> int | Int[Array, ""]:
+        """Of the segment."""
+        return 0 if self.first is None else self.first * self.groups.per_word
+
+
+def chunk_words(
+    words: Words, layout: FieldLayout, chunk: Chunk, position: UInt32[Array, "rows 1"]
+) -> tuple[list[UInt32[Array, "rows groups"]], UInt32[Array, "rows 1"]]:
+    """The elements of a chunk, as `element_words` gives them, and the position behind its fields.
+
+    position: of its first field. Source: docs/format.md, "Codecs", in the order of docs/kernels.md.
+    """
+    bits, groups = layout.field_bits, chunk.groups
     present = None
     if layout.bitmap is None:
-        group = lax.broadcasted_iota(jnp.uint32, (row.shape[0], groups_of(layout).count), 1)
-        position = position + group * jnp.uint32(groups_of(layout).columns * bits)
+        group = lax.broadcasted_iota(jnp.uint32, (chunk.row.shape[0], groups.count), 1)
+        behind = position + jnp.uint32(groups.width * bits)
+        position = position + group * jnp.uint32(groups.columns * bits)
     else:
-        present, rank = _present_and_rank(words, layout, row, segment)
+        present, rank, count = _present_and_rank(words, layout, chunk)
+        behind = position + count * jnp.uint32(bits)
         position = position + rank * jnp.uint32(bits)
     if layout.codec.quantised:
-        scale = _scales(words, layout, row, segment)
-        return _integers(words, layout, position, present, scale)
+        scale = _scales(words, layout, chunk)
+        return _integers(words, layout, position, present, scale), behind
     base = None
     if layout.bases is not None:
+        index = chunk.row * layout.segments + chunk.segment
         held = _load(words, layout.bases.start + index // 4) >> (index % 4 * 8).astype(jnp.uint32)
         base = (held & jnp.uint32(0xFF)) << jnp.uint32(layout.number.mantissa_bits)
     if bits == WORD_BITS:
-        return _whole_words(words, position, present)
-    return _floats(words, layout, position, present, base)
+        return _whole_words(words, position, present), behind
+    return _floats(words, layout, position, present, base), behind
+
+
+def words_in_order(group: Sequence[UInt32[Array, "rows groups"]]) -> UInt32[Array, "rows groups 2 2"]:
+    """The words of each group in one array, in order: Triton can only join two, along a new last axis."""
+    assert len(group) == GROUP_WORDS
+    return jnp.stack([jnp.stack([group[0], group[2]], -1), jnp.stack([group[1], group[3]], -1)], -1)
+
+
+def halves_in_order(group: Sequence[UInt32[Array, "rows groups"]]) -> UInt16[Array, "rows groups 2 2 2"]:
+    """The same, in halves."""
+    words = words_in_order(group)
+    return jnp.stack([words.astype(jnp.uint16), (words >> jnp.uint32(16)).astype(jnp.uint16)], -1)
 
 
 def _load(words: Words, index: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -97,20 +149,20 @@ def _load(words: Words, index: jax.Array, mask: jax.Array | None = None) -> jax.
 
 
 def _present_and_rank(
-    words: Words, layout: FieldLayout, row: Int[Array, "rows 1"], segment: Int[Array, ""]
-) -> tuple[UInt32[Array, "rows groups"], UInt32[Array, "rows groups"]]:
-    """The bitmap of each group in the low bits, anything above; and how many fields the segment has before
-    it: one running sum over the words of the segment, then the bits below within the word."""
+    words: Words, layout: FieldLayout, chunk: Chunk
+) -> tuple[UInt32[Array, "rows groups"], UInt32[Array, "rows groups"], UInt32[Array, "rows 1"]]:
+    """The bitmap of each group in the low bits, anything above; how many fields the chunk has before it: one
+    running sum over the words of the chunk, then the bits below within the word; and how many it has."""
     assert layout.bitmap is not None
-    groups, in_row = groups_of(layout), words_per_row(layout.columns)
-    first = segment * SEGMENT_WORDS
-    start = layout.bitmap.start + row * in_row + first
+    groups, in_row = chunk.groups, words_per_row(layout.columns)
+    first = chunk.segment * SEGMENT_WORDS + (0 if chunk.first is None else chunk.first)
+    start = layout.bitmap.start + chunk.row * in_row + first
     padded = in_row % groups.words != 0
 
     def read(word: Int[Array, "rows count"]) -> UInt32[Array, "rows count"]:
         return _load(words, start + word, (first + word < in_row) if padded else None)
 
-    rows = row.shape[0]
+    rows = chunk.row.shape[0]
     whole = read(lax.broadcasted_iota(jnp.int32, (rows, groups.words), 1))
     counts = lax.population_count(whole.astype(jnp.int32))
     before = jnp.cumsum(counts, axis=1) - counts
@@ -120,18 +172,17 @@ def _present_and_rank(
     own = read(group // groups.per_word)
     shift = (group % groups.per_word * groups.columns).astype(jnp.uint32)
     below = lax.population_count((own & ((jnp.uint32(1) << shift) - jnp.uint32(1))).astype(jnp.int32))
-    return own >> shift, (before + below).astype(jnp.uint32)
+    count = jnp.sum(counts, axis=1, keepdims=True).astype(jnp.uint32)
+    return own >> shift, (before + below).astype(jnp.uint32), count
 
 
-def _scales(
-    words: Words, layout: FieldLayout, row: Int[Array, "rows 1"], segment: Int[Array, ""]
-) -> Float[Array, "rows groups"]:
+def _scales(words: Words, layout: FieldLayout, chunk: Chunk) -> Float[Array, "rows groups"]:
     """The scale of each group of columns, in float32: a scale serves whole groups."""
     assert layout.scales is not None
-    groups = groups_of(layout)
-    group = lax.broadcasted_iota(jnp.int32, (row.shape[0], groups.count), 1)
-    mine = segment * (layout.segment // GROUP) + group * groups.columns // GROUP
-    index = row * layout.groups + jnp.minimum(mine, layout.groups - 1)
+    groups = chunk.groups
+    group = chunk.first_group + lax.broadcasted_iota(jnp.int32, (chunk.row.shape[0], groups.count), 1)
+    mine = chunk.segment * (layout.segment // GROUP) + group * groups.columns // GROUP
+    index = chunk.row * layout.groups + jnp.minimum(mine, layout.groups - 1)
     held = _load(words, layout.scales.start + index // 2) >> (index % 2 * 16).astype(jnp.uint32)
     return lax.bitcast_convert_type(held.astype(jnp.uint16), jnp.float16).astype(jnp.float32)
 

@@ -68,7 +68,11 @@ def way(implementation: Implementation | None) -> Callable[[SparseTensor], jax.A
 
 @functools.cache
 def expander(implementation: Implementation) -> Callable[[SparseTensor], jax.Array]:
-    return jax.jit(way(implementation))
+    # Compiling what the interpreter makes of a kernel takes longer than all else.
+    quickly = implementation == "triton" and "triton" not in HERE
+    return jax.jit(
+        way(implementation), compiler_options={"xla_backend_optimization_level": 0} if quickly else {}
+    )
 
 
 def assert_same_bits(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -12,12 +14,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from endor_jax.format.layout import FieldLayout, TensorLayout, TensorSpec, plan_layout
+from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.backends import Place
-from endor_jax.kernels.expand import api, expand, triton
+from endor_jax.kernels.expand import api as expand_api
+from endor_jax.kernels.expand import expand, triton
+from endor_jax.kernels.linear import api as linear_api
+from endor_jax.kernels.linear import linear
+from endor_jax.kernels.linear import triton as linear_triton
 from tests.lowering import cuda_lowered, large_operations
 
 CODECS = {
@@ -26,6 +32,19 @@ CODECS = {
     "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
 }
 INTEGERS = ("int8", "int4", "dense-int8", "dense-int4")
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """JAX's default device is a Hopper. What there is was looked up when a function was first traced."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (expand_api, linear_api):
+            patch.setattr(module, "default_place", lambda: Place("gpu", (9, 0)))
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
 CALL, SCATTER = "stablehlo.custom_call", "stablehlo.scatter"
 
 
@@ -51,6 +70,35 @@ def test_expand_is_one_call_and_a_scatter(shape: tuple[int, ...], dtype: str, co
         assert lowered.as_text().count("@__gpu$xla.gpu.triton") == 1
 
 
+@pytest.mark.parametrize("rows", [1, 8, 128])
+@pytest.mark.parametrize(
+    ("dtype", "codec"),
+    [(dtype, codec) for dtype in CODECS for codec in ("raw", "packed:2", "int4", "dense-raw")],
+)
+def test_linear_is_one_call_and_nothing_of_the_matrix_size(dtype: str, codec: str, rows: int) -> None:
+    shape = (256, 4096)
+    tensor = abstract_tensor(shape, dtype, codec, escapes=100 if "packed" in codec else 0)
+    x = jax.ShapeDtypeStruct((rows, 4096), jnp.dtype(dtype))
+    if not linear_triton.fused(x, tensor.layout, dtype):
+        assert dtype == "float32"
+        assert rows > 4
+        return
+    lowered = cuda_lowered(functools.partial(linear_triton.linear, output_dtype=dtype), x, tensor)
+    assert lowered.as_text().count("@__gpu$xla.gpu.triton") == 1
+    assert large_operations(lowered, max(math.prod(shape), rows * 4096 + 1)) == []
+
+
+def test_a_gradient_expands_once() -> None:
+    shape = (256, 4096)
+    tensor = abstract_tensor(shape, "bfloat16", "packed:2")
+    x = jax.ShapeDtypeStruct((8, 4096), jnp.bfloat16)
+    with as_on_a_gpu():
+        lowered = cuda_lowered(jax.grad(lambda x, t: linear(x, t).astype(jnp.float32).sum()), x, tensor)
+    large = large_operations(lowered, math.prod(shape))
+    assert large.count(CALL) == 1  # and what turns it for the product
+    assert SCATTER not in large
+
+
 def test_several_parts_are_written_into_one_array() -> None:
     shape = (24, 700)
     lowered = cuda_lowered(triton.expand, abstract_tensor(shape, "bfloat16", "packed:2", parts=3))
@@ -58,22 +106,15 @@ def test_several_parts_are_written_into_one_array() -> None:
     assert lowered.as_text().count("output_operand_alias<") == 2
 
 
-def layouts_of(record: Record) -> list[TensorLayout]:
-    return [layout for _, layout in record.layout.tensors]
-
-
-def test_a_layer_has_one_call_per_tensor_where_there_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "default_place", lambda: Place("gpu", (9, 0)))
-    jax.clear_caches()  # what the machine has was looked up when `expand` was traced
+def test_a_layer_has_one_call_per_tensor() -> None:
     specs = {
         "up": TensorSpec((64, 1024), "bfloat16", parse_codec("packed:2")),
         "down": TensorSpec((1024, 64), "bfloat16", parse_codec("int4")),
         "norm": TensorSpec((64,), "float32", None),
     }
     record = Record((jax.ShapeDtypeStruct((100_000,), jnp.uint32),), plan_layout(specs))
-    assert len(layouts_of(record)) == 3
-    lowered = cuda_lowered(expand, record)
-    jax.clear_caches()
+    with as_on_a_gpu():
+        lowered = cuda_lowered(expand, record)
     assert large_operations(lowered, 64 * 1024) == [CALL] * 2
 
 

@@ -26,7 +26,7 @@ from endor_jax.kernels.config import expand_block
 from endor_jax.kernels.custom_call import mapped, varying_as
 from endor_jax.kernels.expand import xla
 from endor_jax.kernels.order import first_bits
-from endor_jax.kernels.triton_fields import GROUP_WORDS, element_words, groups_of
+from endor_jax.kernels.triton_fields import element_words, groups_of, halves_in_order, words_in_order
 
 
 def expand(
@@ -121,11 +121,9 @@ def _kernel(words: Any, out: Any, *, layout: FieldLayout, first: int, rows: int)
     program = pl.program_id(0)
     segment = program % layout.segments
     row = program // layout.segments * block.rows + lax.broadcasted_iota(jnp.int32, (block.rows, 1), 0)
-    elements = _in_order(element_words(words, layout, jnp.minimum(row, rows - 1), segment))
-    if layout.number.bits == 16:
-        halves = jnp.stack([elements.astype(jnp.uint16), (elements >> jnp.uint32(16)).astype(jnp.uint16)], -1)
-        elements = halves
-    width = groups.count * groups.columns
+    group = element_words(words, layout, jnp.minimum(row, rows - 1), segment)
+    elements = halves_in_order(group) if layout.number.bits == 16 else words_in_order(group)
+    width = groups.width
     elements = elements.reshape(block.rows, width)
     column = lax.broadcasted_iota(jnp.int32, (block.rows, width), 1)
     mask = None
@@ -136,9 +134,3 @@ def _kernel(words: Any, out: Any, *, layout: FieldLayout, first: int, rows: int)
         mask = jnp.broadcast_to(mask, elements.shape)
     place = (first + row) * layout.columns + segment * layout.segment + column
     pltriton.store(out.at[place], elements, mask=mask)
-
-
-def _in_order(group: Sequence[UInt32[Array, "rows groups"]]) -> UInt32[Array, "rows groups 2 2"]:
-    """The words of each group in one array, in order: Triton can only join two, along a new last axis."""
-    assert len(group) == GROUP_WORDS
-    return jnp.stack([jnp.stack([group[0], group[2]], -1), jnp.stack([group[1], group[3]], -1)], -1)

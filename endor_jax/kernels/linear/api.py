@@ -18,9 +18,9 @@ from endor_jax.kernels.backends import Implementation, resolve
 from endor_jax.kernels.custom_call import varying_as
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.expand.cpu import expand as cpu_expand
-from endor_jax.kernels.linear import cpu
+from endor_jax.kernels.linear import cpu, triton
 from endor_jax.kernels.linear.dense import dense
-from endor_jax.kernels.place import cpu_place, place_of
+from endor_jax.kernels.place import cpu_place, default_place, place_of
 
 
 def linear(
@@ -32,10 +32,11 @@ def linear(
 ) -> Float[Array, "*batch outputs"]:
     """x @ expand(tensor).T in `output_dtype` (x's own by default); tensor.shape is (outputs, inputs).
 
-    Products are summed in float32. On CPU, with few rows of x, the matrix is never expanded (`cpu.fused` says
-    when); elsewhere it is, inside jit only when x is there. The gradient with respect to x is
-    g @ expand(tensor): nothing dense is kept for the backward pass. Raises InvalidInputError unless shapes
-    agree and x is float, UnsupportedError for an implementation the device lacks.
+    Products are summed in float32. With few rows of x the matrix is never expanded on CPU and CUDA
+    (`cpu.fused` and `triton.fused` say when); otherwise it is, inside jit only when x is there. The gradient
+    with respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. Raises
+    InvalidInputError unless shapes agree and x is float, UnsupportedError for an implementation the device
+    lacks.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InvalidInputError(
@@ -79,12 +80,17 @@ def _linear(how: _How, x: jax.Array, tensor: SparseTensor) -> jax.Array:
         # The dense product there is one of float32 anyway.
         return dense(x, cpu_expand(tensor, x, widened=True), output_dtype=how.output_dtype)
 
+    def on_cuda(x: jax.Array, tensor: SparseTensor) -> jax.Array:
+        fits = triton.fused(x, tensor.layout, how.output_dtype)
+        return triton.linear(x, tensor, how.output_dtype) if fits else expanded(x, tensor)
+
+    ways = {"cpu": on_cpu, "triton": on_cuda, "xla": expanded}
     if how.implementation is not None:
-        chosen = resolve(how.implementation, place_of(tensor))
-        return on_cpu(x, tensor) if chosen == "cpu" else expanded(x, tensor)
-    if resolve(None, cpu_place()) != "cpu":
-        return expanded(x, tensor)
-    return lax.platform_dependent(x, tensor, cpu=on_cpu, default=expanded)
+        return ways[resolve(how.implementation, place_of(tensor))](x, tensor)
+    branches = {"cpu": ways[resolve(None, cpu_place())]}
+    if resolve(None, default_place()) == "triton":  # JAX traces every branch, and a kernel takes a while
+        branches["cuda"] = on_cuda
+    return lax.platform_dependent(x, tensor, **branches, default=expanded)
 
 
 def _forward(how: _How, x: jax.Array, tensor: SparseTensor) -> tuple[jax.Array, SparseTensor]:
