@@ -1,0 +1,116 @@
+"""What is compiled: kernel × shape × dtype × codec × device, and the function that each is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
+from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import parse_codec
+from endor_jax.kernels.config import WARP, expand_block
+from endor_jax.kernels.expand import triton as expand_triton
+from endor_jax.kernels.triton_fields import groups_of
+from tests.aot import targets
+
+CODECS = {
+    "bfloat16": ("raw", "packed:1", "packed:2", "packed:3", "packed:7", "dense-raw", "dense-packed:3"),
+    "float16": ("raw", "packed:1", "packed:2", "packed:4", "dense-raw", "dense-packed:2"),
+    "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3"),
+}
+INTEGERS = ("int8", "int4", "dense-int8", "dense-int4")
+SQUARE = (4096, 4096)
+MODEL_SHAPES = {
+    "Llama-2-7B down": (4096, 11008),
+    "Llama-2-70B down": (8192, 28672),
+    "LLaMA-65B up": (22016, 8192),
+    "OPT-66B up": (36864, 9216),
+}
+"""Rows are multiples of 16 bytes."""
+RAGGED_SHAPES = ((24, 700), (33, 1025), (8, 8, 45))
+"""Rows are not."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """kernel: a key of PROGRAMS. capability: of the device, a key of targets.DEVICES."""
+
+    kernel: str
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+    escapes: int = 0
+    capability: str = targets.H200
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"{self.kernel}-{size}-{self.dtype}-{self.codec}-sm{self.capability.replace('.', '')}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """elements_per_thread: of the matrix; of a kernel with a loop, those of one turn."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    elements_per_thread: int
+
+
+def every() -> list[Case]:
+    """Every case of every kernel."""
+    kinds = (every_codec, other_shapes, other_devices)
+    return [case for kernel in PROGRAMS for kind in kinds for case in kind(kernel)]
+
+
+def every_codec(kernel: str) -> list[Case]:
+    """Every dtype and codec, for the H200; with escapes where the codec may have them."""
+    return [
+        Case(kernel, SQUARE, dtype, codec, escapes=1000 if "packed" in codec else 0)
+        for dtype, codecs in CODECS.items()
+        for codec in (*codecs, *INTEGERS)
+    ]
+
+
+def other_shapes(kernel: str) -> list[Case]:
+    """The layers of large models, and rows that no vector fits."""
+    shapes = (*MODEL_SHAPES.values(), *RAGGED_SHAPES)
+    return [Case(kernel, shape, "bfloat16", codec) for shape in shapes for codec in ("raw", "packed:2")]
+
+
+def other_devices(kernel: str) -> list[Case]:
+    """Every device but the H200."""
+    return [
+        Case(kernel, SQUARE, "bfloat16", codec, capability=capability)
+        for capability in targets.DEVICES
+        if capability != targets.H200
+        for codec in ("raw", "packed:2")
+    ]
+
+
+def program(case: Case) -> Program:
+    """What there is to compile of a case."""
+    return PROGRAMS[case.kernel](case)
+
+
+def tensor_of(case: Case) -> SparseTensor:
+    """Shapes in place of words: about as many as at half sparsity. Compiling looks at nothing else."""
+    layout = plan_layout({"w": TensorSpec(case.shape, case.dtype, parse_codec(case.codec))})["w"]
+    assert isinstance(layout, FieldLayout)
+    words = jax.ShapeDtypeStruct((math.prod(case.shape) // 2 + 4096,), jnp.uint32)
+    return SparseTensor((words,), replace(layout, escape_capacity=case.escapes))
+
+
+def _expand(case: Case) -> Program:
+    tensor = tensor_of(case)
+    assert isinstance(tensor.layout, FieldLayout)
+    block, groups = expand_block(tensor.layout), groups_of(tensor.layout)
+    elements = block.rows * groups.count * groups.columns // (WARP * block.warps)
+    return Program(expand_triton.expand, (tensor,), elements)
+
+
+PROGRAMS: dict[str, Callable[[Case], Program]] = {"expand": _expand}

@@ -1,0 +1,109 @@
+"""The record of every kernel's machine code: `python -m tests.aot.record` writes it and prints a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from endor_jax.bench.environment import environment
+from tests.aot import cases, machine_code, targets
+from tests.aot.cases import Case
+from tests.aot.compiler import Compiled, compiler, missing
+from tests.aot.machine_code import Kernel
+
+PATH = Path(__file__).parents[2] / "docs" / "benchmarks" / "2026-11-22-cubins-h200.json"
+PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
+TOOLS = ("ptxas", "nvdisasm")
+COLUMNS = (
+    "kernel",
+    "shape",
+    "dtype",
+    "codec",
+    "device",
+    "per element",
+    "registers",
+    "spills",
+    "stores",
+    "shared",
+)
+
+
+def main() -> None:
+    absent = missing()
+    if absent:
+        raise SystemExit(f"tests.aot.record: {absent}")
+    with compiler() as opened:
+        compiled = {
+            case: opened.compile(case)
+            for case in track(cases.every(), "compiling", console=Console(stderr=True))
+        }
+    PATH.write_text(json.dumps(_to_json(compiled), indent=1) + "\n")
+    Console().print(table(compiled))
+
+
+def read() -> dict[Case, Compiled]:
+    """What the committed record says."""
+    return {
+        _case(each["case"]): _compiled(each["compiled"]) for each in json.loads(PATH.read_text())["cases"]
+    }
+
+
+def table(compiled: Mapping[Case, Compiled]) -> Table:
+    """A line per case."""
+    made = Table(*COLUMNS)
+    for case, each in compiled.items():
+        for kernel in each.kernels:
+            size, device = " × ".join(map(str, case.shape)), f"sm_{case.capability.replace('.', '')}"
+            made.add_row(case.kernel, size, case.dtype, case.codec, device, *_figures(each, kernel))
+    return made
+
+
+def _figures(compiled: Compiled, kernel: Kernel) -> Iterator[str]:
+    counted = max(kernel.loops, default=kernel.instructions)
+    yield f"{counted / compiled.elements_per_thread:.2f}"
+    yield from (str(kernel.registers), str(kernel.spill_bytes))
+    yield ", ".join(f"{count} × {bits}" for bits, count in kernel.stores.items())
+    yield str(kernel.shared_bytes)
+
+
+def _to_json(compiled: Mapping[Case, Compiled]) -> dict[str, Any]:
+    return {
+        "benchmark": "cubins",
+        "environment": asdict(environment())
+        | {
+            "packages": {name: version(name) for name in PACKAGES},
+            "tools": {name: machine_code.tool_version(name) for name in TOOLS},
+        },
+        "devices": targets.DEVICES,
+        "note": "Compiled, not run. Of devices but the H200 only name and compute capability are their own: "
+        "cores, memory and the like, as XLA was told them, are the H200's.",
+        "cases": [
+            {
+                "case": asdict(case),
+                "instructions_per_element": each.kernels[0].instructions / each.elements_per_thread,
+                "compiled": asdict(each),
+            }
+            for case, each in compiled.items()
+        ],
+    }
+
+
+def _case(found: Mapping[str, Any]) -> Case:
+    return Case(**{**found, "shape": tuple(found["shape"])})
+
+
+def _compiled(found: Mapping[str, Any]) -> Compiled:
+    kernels = tuple(Kernel(**{**each, "loops": tuple(each["loops"])}) for each in found["kernels"])
+    return Compiled(**{**found, "kernels": kernels, "large_operations": tuple(found["large_operations"])})
+
+
+if __name__ == "__main__":
+    main()
