@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
-from endor_jax.kernels.config import WARP, expand_block
+from endor_jax.kernels.config import WARP, expand_block, linear_block
 from endor_jax.kernels.expand import triton as expand_triton
+from endor_jax.kernels.linear import triton as linear_triton
 from endor_jax.kernels.triton_fields import groups_of
 from tests.aot import targets
 
@@ -38,7 +40,8 @@ RAGGED_SHAPES = ((24, 700), (33, 1025), (8, 8, 45))
 
 @dataclass(frozen=True)
 class Case:
-    """kernel: a key of PROGRAMS. capability: of the device, a key of targets.DEVICES."""
+    """kernel: a key of PROGRAMS. capability: of the device, a key of targets.DEVICES. rows: of x, of a
+    product."""
 
     kernel: str
     shape: tuple[int, ...]
@@ -46,10 +49,12 @@ class Case:
     codec: str
     escapes: int = 0
     capability: str = targets.H200
+    rows: int = 0
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
-        return f"{self.kernel}-{size}-{self.dtype}-{self.codec}-sm{self.capability.replace('.', '')}"
+        rows = f"-rows{self.rows}" if self.rows else ""
+        return f"{self.kernel}-{size}-{self.dtype}-{self.codec}{rows}-sm{self.capability.replace('.', '')}"
 
 
 @dataclass(frozen=True)
@@ -64,32 +69,65 @@ class Program:
 def every() -> list[Case]:
     """Every case of every kernel."""
     kinds = (every_codec, other_shapes, other_devices)
-    return [case for kernel in PROGRAMS for kind in kinds for case in kind(kernel)]
+    expanding = [case for kind in kinds for case in kind("expand", 0)]
+    products = [
+        case
+        for kernel, rows in (("vector", 1), ("tensor", 8))
+        for kind in kinds
+        for case in kind(kernel, rows)
+    ]
+    return [*expanding, *(case for case in products if _multiplies(case)), *other_rows()]
 
 
-def every_codec(kernel: str) -> list[Case]:
+def every_codec(kernel: str, rows: int) -> list[Case]:
     """Every dtype and codec, for the H200; with escapes where the codec may have them."""
     return [
-        Case(kernel, SQUARE, dtype, codec, escapes=1000 if "packed" in codec else 0)
+        Case(kernel, SQUARE, dtype, codec, escapes=1000 if "packed" in codec else 0, rows=rows)
         for dtype, codecs in CODECS.items()
         for codec in (*codecs, *INTEGERS)
     ]
 
 
-def other_shapes(kernel: str) -> list[Case]:
+def other_shapes(kernel: str, rows: int) -> list[Case]:
     """The layers of large models, and rows that no vector fits."""
     shapes = (*MODEL_SHAPES.values(), *RAGGED_SHAPES)
-    return [Case(kernel, shape, "bfloat16", codec) for shape in shapes for codec in ("raw", "packed:2")]
+    return [
+        Case(kernel, shape, "bfloat16", codec, rows=rows) for shape in shapes for codec in ("raw", "packed:2")
+    ]
 
 
-def other_devices(kernel: str) -> list[Case]:
+def other_devices(kernel: str, rows: int) -> list[Case]:
     """Every device but the H200."""
     return [
-        Case(kernel, SQUARE, "bfloat16", codec, capability=capability)
+        Case(kernel, SQUARE, "bfloat16", codec, capability=capability, rows=rows)
         for capability in targets.DEVICES
         if capability != targets.H200
         for codec in ("raw", "packed:2")
     ]
+
+
+def other_rows() -> list[Case]:
+    """Products with other numbers of rows of x."""
+    vector = [Case("vector", SQUARE, dtype, "packed:2", rows=rows) for dtype in CODECS for rows in (2, 3, 4)]
+    numbers = (1, 2, 16, 32, 64, 128)
+    tensor = [
+        Case("tensor", SQUARE, "bfloat16", codec, rows=rows)
+        for codec in ("packed:2", "int4")
+        for rows in numbers
+    ]
+    largest = [
+        Case("tensor", SQUARE, "bfloat16", "packed:2", capability=capability, rows=128)
+        for capability in targets.DEVICES
+        if capability != targets.H200
+    ]
+    return [*vector, *tensor, *largest]
+
+
+def _multiplies(case: Case) -> bool:
+    """Whether there is such a fused product: of matrices, on tensor cores of 16-bit dtypes, and of a codec
+    without bitmap only if nothing escapes."""
+    dense_escapes = case.codec.startswith("dense") and case.escapes
+    return len(case.shape) == 2 and not dense_escapes and (case.kernel, case.dtype) != ("tensor", "float32")
 
 
 def program(case: Case) -> Program:
@@ -109,8 +147,22 @@ def _expand(case: Case) -> Program:
     tensor = tensor_of(case)
     assert isinstance(tensor.layout, FieldLayout)
     block, groups = expand_block(tensor.layout), groups_of(tensor.layout)
-    elements = block.rows * groups.count * groups.columns // (WARP * block.warps)
+    elements = block.rows * groups.width // (WARP * block.warps)
     return Program(expand_triton.expand, (tensor,), elements)
 
 
-PROGRAMS: dict[str, Callable[[Case], Program]] = {"expand": _expand}
+def _product(case: Case) -> Program:
+    tensor = tensor_of(case)
+    assert isinstance(tensor.layout, FieldLayout)
+    on_tensor_cores = case.kernel == "tensor"
+    block = linear_block(tensor.layout, tensor_cores=on_tensor_cores, rows=case.rows)
+    width = groups_of(tensor.layout, most_words=block.words).width
+    x = jax.ShapeDtypeStruct((case.rows, case.shape[1]), jnp.dtype(case.dtype))
+    function = functools.partial(
+        linear_triton.linear, output_dtype=case.dtype, body="tensor" if on_tensor_cores else "vector"
+    )
+    return Program(function, (x, tensor), block.at_once * width // (WARP * block.warps))
+
+
+PROGRAMS: dict[str, Callable[[Case], Program]] = {"expand": _expand, "vector": _product, "tensor": _product}
+"""Expand, and the two bodies of the fused product."""

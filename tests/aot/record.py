@@ -27,6 +27,7 @@ COLUMNS = (
     "shape",
     "dtype",
     "codec",
+    "rows",
     "device",
     "per element",
     "registers",
@@ -46,7 +47,7 @@ def main() -> None:
             for case in track(cases.every(), "compiling", console=Console(stderr=True))
         }
     PATH.write_text(json.dumps(_to_json(compiled), indent=1) + "\n")
-    Console().print(table(compiled))
+    Console(width=max(120, Console().width)).print(table(compiled))
 
 
 def read() -> dict[Case, Compiled]:
@@ -62,7 +63,8 @@ def table(compiled: Mapping[Case, Compiled]) -> Table:
     for case, each in compiled.items():
         for kernel in each.kernels:
             size, device = " × ".join(map(str, case.shape)), f"sm_{case.capability.replace('.', '')}"
-            made.add_row(case.kernel, size, case.dtype, case.codec, device, *_figures(each, kernel))
+            rows = str(case.rows or "")
+            made.add_row(case.kernel, size, case.dtype, case.codec, rows, device, *_figures(each, kernel))
     return made
 
 

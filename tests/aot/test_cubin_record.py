@@ -25,7 +25,11 @@ def test_the_record_has_every_case() -> None:
     assert list(RECORD) == cases.every()
     named = {(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs}
     for kernel in cases.PROGRAMS:
-        assert named <= {(case.dtype, case.codec) for case in kept(kernel) if case.shape == cases.SQUARE}
+        found = {(case.dtype, case.codec) for case in kept(kernel) if case.shape == cases.SQUARE}
+        # With escapes a codec without bitmap is not multiplied fused, nor is float32 on tensor cores.
+        absent = {each for each in named if "dense-packed" in each[1]} if kernel != "expand" else set()
+        absent |= {each for each in named if each[0] == "float32"} if kernel == "tensor" else set()
+        assert named - absent <= found
 
 
 @pytest.mark.parametrize("kernel", cases.PROGRAMS)
