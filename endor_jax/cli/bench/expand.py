@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from endor_jax.cli.bench.device import Full, Minutes, Sparsities, expand_on_device, one, refuse
 from endor_jax.cli.bench.options import (
     Dtype,
     Plot,
     Record,
     Seconds,
     ShapeOption,
-    Sparsity,
     Threads,
     check_files,
     note_missing,
@@ -26,7 +26,9 @@ from endor_jax.cli.console import Json, Output, Quiet, Verbose
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from endor_jax.bench.device_expand import ExpandCell
     from endor_jax.bench.expand import ExpandCase, ExpandRecord
+    from endor_jax.bench.matrices import Shape
 
 
 def command(
@@ -34,36 +36,62 @@ def command(
     codec: Annotated[
         list[str] | None, typer.Option(help="raw, packed:2, ... May be given several times.")
     ] = None,
-    sparsity: Sparsity = 0.5,
+    sparsity: Sparsities = None,
     dtype: Dtype = "bfloat16",
     threads: Threads = None,
     seconds: Seconds = 1.0,
+    full: Full = False,
+    minutes: Minutes = None,
     record: Record = None,
     plot: Plot = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Dense bytes per second of ours, XLA and NumPy, beside memcpy; on one thread and on all."""
+    """Dense bytes per second of ours, XLA and NumPy, beside memcpy; on one thread and on all.
+
+    Where JAX computes on a GPU: bytes read and written per second of ours and XLA, beside a copy there.
+    """
+    from endor_jax.bench.device import on_a_device
+    from endor_jax.bench.device_expand import DeviceExpandSettings
     from endor_jax.bench.expand import CODECS, SHAPES, ExpandSettings, measure_expand
     from endor_jax.bench.matrices import parse_shape
     from endor_jax.bench.plots import plot_expand
 
     check_files(record, plot)
+    shapes, output = tuple(map(parse_shape, shape or ())), Output(as_json, quiet, verbose)
+    if on_a_device():
+        refuse("a device", {"--threads": threads})
+        cells = _device_cells(shapes, codec, sparsity, full=full)
+        limit = None if minutes is None else 60 * minutes
+        wanted = DeviceExpandSettings(cells, dtype=dtype, seconds=seconds, limit_seconds=limit)
+        return expand_on_device(wanted, output, record, plot)
+    refuse("the CPU", {"--full": full, "--minutes": minutes})
     settings = ExpandSettings(
-        shapes=tuple(map(parse_shape, shape or ())) or SHAPES,
+        shapes=shapes or SHAPES,
         codecs=tuple(codec or CODECS),
-        sparsity=sparsity,
+        sparsity=one("--sparsity", sparsity, 0.5),
         dtype=dtype,
         threads=tuple(threads or ()),
         seconds=seconds,
     )
-    output = Output(as_json, quiet, verbose)
     note_missing(output)
     measured = measure_expand(settings, report=reporter(output))
     show(output, measured, expand_tables(measured), record)
     if plot is not None:
         plot_expand(measured, plot)
+
+
+def _device_cells(
+    shapes: tuple[Shape, ...], codecs: list[str] | None, sparsities: list[float] | None, *, full: bool
+) -> tuple[ExpandCell, ...]:
+    """All of what is given; what is not given is taken in full, unless nothing is and `full` is not asked."""
+    from endor_jax.bench.device_expand import CODECS, SPARSITIES, all_cells, default_cells
+    from endor_jax.bench.device_matrices import ALL_SHAPES
+
+    if not (shapes or codecs or sparsities or full):
+        return default_cells()
+    return all_cells(shapes or ALL_SHAPES, codecs or CODECS, sparsities or SPARSITIES)
 
 
 def expand_tables(record: ExpandRecord) -> list[RenderableType]:

@@ -1,0 +1,65 @@
+"""What a benchmark on a device goes through: cells, each measured by itself, for as long as there is time.
+
+A machine with a GPU is often lent for minutes. So cells that matter most come first, what is measured is
+handed over after every cell, no cell is begun that would take too long, and what is left out is said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from endor_jax.bench.device_timing import Program
+
+CellT = TypeVar("CellT")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A contender that could not be compiled or run, and what it said. The others are measured."""
+
+    contender: str
+    message: str
+
+
+def attempt(name: str, make: Callable[..., Program], *arguments: Any) -> Program | Failure:
+    """A program that `make` gives and that has run once, or why not: a compiler may raise anything."""
+    try:
+        program = make(*arguments)
+        jax.block_until_ready(program.start())
+    except Exception as error:
+        return Failure(name, f"{type(error).__name__}: {error}")
+    return program
+
+
+@dataclass
+class Walk(Generic[CellT]):
+    """Cells in order, until all are done or the next would not fit into `limit_seconds`.
+
+    expected_seconds: per cell, before any is measured; afterwards the mean of those that are. report: called
+    with what is being done and how long the rest will take. left_out: after the walk, the cells it did not
+    come to.
+    """
+
+    cells: Sequence[CellT]
+    expected_seconds: float
+    limit_seconds: float | None
+    report: Callable[[str], None]
+    left_out: tuple[CellT, ...] = field(default=(), init=False)
+
+    def __iter__(self) -> Iterator[CellT]:
+        start = time.perf_counter()
+        for number, cell in enumerate(self.cells):
+            spent = time.perf_counter() - start
+            each = spent / number if number else self.expected_seconds
+            if self.limit_seconds is not None and number and spent + each > self.limit_seconds:
+                self.left_out = tuple(self.cells[number:])
+                self.report(f"{len(self.left_out)} cells left out: no more than {self.limit_seconds:.0f} s")
+                return
+            left = len(self.cells) - number
+            self.report(f"{cell} ({number + 1} of {len(self.cells)}; about {left * each:.0f} s left)")
+            yield cell
