@@ -44,4 +44,9 @@ def _program(
 
 def copy_bytes_per_second(timings: Iterable[DeviceTiming]) -> float:
     """Bytes read and written per second, of the faster copy among some timings."""
-    return max(timing.bytes_per_second for timing in timings if timing.contender in (COPY, KERNEL))
+    return max(timing.bytes_per_second for timing in timings if copied(timing))
+
+
+def copied(timing: DeviceTiming) -> bool:
+    """Whether it is a copy's."""
+    return timing.contender in (COPY, KERNEL)

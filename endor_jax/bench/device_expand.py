@@ -50,7 +50,7 @@ class ExpandCell:
     sparsity: float
 
     def __str__(self) -> str:
-        return f"expand {shape_name(self.shape)} {self.codec} at {self.sparsity:.0%}"
+        return f"expand {shape_name(self.shape)} {self.codec} {self.sparsity:.0%}"
 
 
 def all_cells(

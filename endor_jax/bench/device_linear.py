@@ -39,7 +39,7 @@ from endor_jax.kernels.linear import linear
 CODECS = ("raw", "packed:2")
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
-LINEAR, EXPANDED, DENSE = "ours linear", "ours expand, then dot", "xla dense dot"
+LINEAR, EXPANDED, DENSE = "linear", "expand, dot", "dense dot"
 ERROR_LIMIT = 0.01
 """Relative error from which a product of 16-bit floats is wrong: rounding gives less than half of it."""
 CELL_SECONDS = 5.0
@@ -56,7 +56,8 @@ class LinearCell:
     rows: int
 
     def __str__(self) -> str:
-        return f"linear {shape_name(self.shape)} {self.codec} at {self.sparsity:.0%}, {self.rows} row(s) of x"
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        return f"linear {shape_name(self.shape)} {self.codec} {self.sparsity:.0%}, {rows}"
 
 
 def all_cells(

@@ -129,13 +129,13 @@ def test_linear_is_rated_by_the_dense_time_and_the_limit_by_the_copy():
 def test_faults_are_what_failed_and_what_is_wrong():
     failed = replace(expand_case(triton=True, xla=False), failures=(Failure("mosaic", "no"),))
     assert expand_record(failed, expand_case()).faults == (
-        "expand 8x64 raw at 50%: mosaic failed: no",
-        "expand 8x64 raw at 50%: xla gives other bits",
+        "expand 8x64 raw 50%: mosaic failed: no",
+        "expand 8x64 raw 50%: xla gives other bits",
     )
     wrong = linear_case(errors={LINEAR: float("nan"), EXPANDED: 0.2, DENSE: 0.009})
     assert linear_record(wrong).faults == (
-        "linear 8x64 raw at 50%, 1 row(s) of x: ours linear is off by nan",
-        "linear 8x64 raw at 50%, 1 row(s) of x: ours expand, then dot is off by 0.2",
+        "linear 8x64 raw 50%, 1 row: linear is off by nan",
+        "linear 8x64 raw 50%, 1 row: expand, dot is off by 0.2",
     )
 
 
@@ -155,7 +155,7 @@ def test_tables_have_shares_ratios_limits_and_what_was_left_out():
     assert "1 cells left out" in text
     assert "copy 0 to 0 GB/s; last-level cache 60 MiB (CUDA)" in text
     text = printed(device_linear_table(linear_record(linear_case())))
-    lines = {name: line for line in text.splitlines() for name in (LINEAR, DENSE) if name in line}
+    lines = {name: line for line in text.splitlines() for name in (LINEAR, DENSE) if f", {name} " in line}
     assert "2.00" in lines[LINEAR]
     assert "6.40" in lines[LINEAR]
     assert "6.40" not in lines[DENSE]
@@ -178,7 +178,7 @@ def test_pictures_have_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     products = [linear_case(rows, sparsity) for sparsity in (0.5, 0.8) for rows in (8, 1)]
     device_plots.plot_device_linear(linear_record(*products), tmp_path / "linear.svg")
     text = (tmp_path / "linear.svg").read_text()
-    for name in ("ours linear, 50%", "ours expand, then dot, 80%", "limit, 80%", "rows of x"):
+    for name in ("linear, 50%", "expand, dot, 80%", "limit, 80%", "rows of x"):
         assert name in text
 
 
@@ -213,7 +213,7 @@ def test_an_expansion_with_other_bits_is_a_fault(small: None, monkeypatch: pytes
     monkeypatch.setattr(device_expand, "_expanded", wrong)
     cell = ExpandCell((16, 128), "raw", 0.5)
     record = measure_device_expand(DeviceExpandSettings((cell,), seconds=0.0))
-    assert record.faults == ("expand 16x128 raw at 50%: xla gives other bits",)
+    assert record.faults == ("expand 16x128 raw 50%: xla gives other bits",)
 
 
 def test_a_contender_that_fails_is_a_fault_and_the_others_are_measured(small: None):
@@ -222,7 +222,7 @@ def test_a_contender_that_fails_is_a_fault_and_the_others_are_measured(small: No
     record = measure_device_expand(settings)
     assert record.cases[0].exact == {"xla": True}
     (fault,) = record.faults
-    assert fault.startswith("expand 16x128 raw at 50%: triton failed: UnsupportedError: implementation: got")
+    assert fault.startswith("expand 16x128 raw 50%: triton failed: UnsupportedError: implementation: got")
 
 
 def test_products_are_measured_beside_the_dense_one(small: None):
@@ -253,7 +253,7 @@ def test_a_product_that_is_wrong_is_a_fault(small: None, monkeypatch: pytest.Mon
     )
     cell = LinearCell((16, 128), "raw", 0.5, 1)
     record = measure_device_linear(DeviceLinearSettings((cell,), seconds=0.0))
-    assert record.faults == ("linear 16x128 raw at 50%, 1 row(s) of x: ours linear is off by 1",)
+    assert record.faults == ("linear 16x128 raw 50%, 1 row: linear is off by 1",)
 
 
 def test_weights_are_made_once_for_all_rows(small: None, monkeypatch: pytest.MonkeyPatch):
@@ -303,7 +303,7 @@ def test_the_command_measures_the_device(as_on_a_device: None, tmp_path: Path):
     ]
     done = CliRunner().invoke(app, ["bench", "expand", *options, "--record", str(record)])
     assert done.exit_code == 0, done.output
-    assert "expand 16x128 raw at 70% (2 of 2; about" in done.stderr
+    assert "expand 16x128 raw 70% (2 of 2; about" in done.stderr
     assert "of a copy" in done.stdout
     values = json.loads(record.read_text())
     assert [case["cell"]["sparsity"] for case in values["cases"]] == [0.5, 0.7]
@@ -322,7 +322,7 @@ def test_the_command_fails_when_something_is_wrong_and_keeps_the_record(
     options = ["--shape", "16x128", "--codec", "raw", "--sparsity", "0.5", "--seconds", "0"]
     done = CliRunner().invoke(app, ["bench", "expand", *options, "--record", str(record)])
     assert done.exit_code == 1
-    assert "expand 16x128 raw at 50%: xla gives other bits" in done.stderr
+    assert "expand 16x128 raw 50%: xla gives other bits" in done.stderr
     assert "got 1 contenders that failed or are wrong, expected none" in done.stderr
     assert json.loads(record.read_text())["faults"]
 

@@ -14,10 +14,8 @@ from endor_jax.cli.bench.options import Measured, reporter, show
 from endor_jax.cli.bench.tables import figures_table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from endor_jax.bench.device_expand import DeviceExpandCase, DeviceExpandRecord
-    from endor_jax.bench.device_linear import DeviceLinearCase, DeviceLinearRecord
+    from endor_jax.bench.device_expand import DeviceExpandCase, DeviceExpandRecord, DeviceExpandSettings
+    from endor_jax.bench.device_linear import DeviceLinearCase, DeviceLinearRecord, DeviceLinearSettings
     from endor_jax.bench.device_timing import DeviceTiming
     from endor_jax.cli.console import Output
 
@@ -83,53 +81,51 @@ def keeper(record: Path | None) -> Callable[[Measured], None]:
     return keep
 
 
-def finish(
-    output: Output,
-    measured: DeviceExpandRecord | DeviceLinearRecord,
-    tables: list[RenderableType],
-    record: Path | None,
-) -> None:
-    """Shows a record, and then what is wrong in it. Raises EndorError if anything is."""
+def check(output: Output, faults: Sequence[str]) -> None:
+    """Says what is wrong in a record. Raises EndorError if anything is."""
     from endor_jax.errors import EndorError
 
-    show(output, measured, tables, record)
-    for fault in measured.faults:
+    for fault in faults:
         output.notes.print(fault)
-    if measured.faults:
+    if faults:
         raise EndorError(
             "bench",
-            got=f"{len(measured.faults)} contenders that failed or are wrong",
+            got=f"{len(faults)} contenders that failed or are wrong",
             expected="none",
             fix="see the lines above; the record has them too",
         )
 
 
-def expand_on_device(settings: Any, output: Output, record: Path | None, plot: Path | None) -> None:
-    """Measures, shows, draws. settings: DeviceExpandSettings."""
+def expand_on_device(settings: DeviceExpandSettings, output: Output, *files: Path | None) -> None:
+    """Measures, shows, draws. files: the record, the plot."""
     from endor_jax.bench.device_expand import measure_device_expand
     from endor_jax.bench.device_plots import plot_device_expand
 
+    record, plot = files
     measured = measure_device_expand(settings, report=reporter(output), keep=keeper(record))
+    show(output, measured, [device_expand_table(measured)], record)
     if plot is not None:
         plot_device_expand(measured, plot)
-    finish(output, measured, [device_expand_table(measured)], record)
+    check(output, measured.faults)
 
 
-def linear_on_device(settings: Any, output: Output, record: Path | None, plot: Path | None) -> None:
-    """Measures, shows, draws. settings: DeviceLinearSettings."""
+def linear_on_device(settings: DeviceLinearSettings, output: Output, *files: Path | None) -> None:
+    """Measures, shows, draws. files: the record, the plot."""
     from endor_jax.bench.device_linear import measure_device_linear
     from endor_jax.bench.device_plots import plot_device_linear
 
+    record, plot = files
     measured = measure_device_linear(settings, report=reporter(output), keep=keeper(record))
+    show(output, measured, [device_linear_table(measured)], record)
     if plot is not None:
         plot_device_linear(measured, plot)
-    finish(output, measured, [device_linear_table(measured)], record)
+    check(output, measured.faults)
 
 
 def device_expand_table(record: DeviceExpandRecord) -> Table:
     """A row per cell and contender."""
     title = f"expand on {record.device.kind}: bytes read and written"
-    headings = "GB/s", "of a copy", "ms", "middle half", "compile s", "bits"
+    headings = "GB/s", "of a copy", "ms", "middle half", "bits"
     table = figures_table(title, *headings, caption=_caption(record, record.left_out))
     for case in record.cases:
         for timing in case.timings:
@@ -147,7 +143,7 @@ def _expand_figures(case: DeviceExpandCase, timing: DeviceTiming) -> tuple[str, 
 def device_linear_table(record: DeviceLinearRecord) -> Table:
     """A row per cell and contender."""
     title = f"x @ w.T on {record.device.kind}, beside the dense product"
-    headings = "times dense", "limit", "ms", "middle half", "compile s", "error"
+    headings = "times dense", "limit", "ms", "middle half", "error"
     table = figures_table(title, *headings, caption=_caption(record, record.left_out))
     for case in record.cases:
         for timing in case.timings:
@@ -164,11 +160,11 @@ def _linear_figures(case: DeviceLinearCase, timing: DeviceTiming) -> tuple[str, 
     return ratio, limit, *_times(timing), f"{case.errors[timing.contender]:.1e}"
 
 
-def _times(timing: DeviceTiming) -> tuple[str, str, str]:
-    """Median with a mark where issuing took as long, quartiles, seconds to compile."""
+def _times(timing: DeviceTiming) -> tuple[str, str]:
+    """Median, marked where issuing took as long, and quartiles."""
     lower, upper = (f"{1e3 * seconds:.4f}" for seconds in timing.quartile_seconds)
     mark = "*" if timing.issue_share > ISSUE_BOUND else ""
-    return f"{1e3 * timing.median_seconds:.4f}{mark}", f"{lower} to {upper}", f"{timing.first_seconds:.1f}"
+    return f"{1e3 * timing.median_seconds:.4f}{mark}", f"{lower} to {upper}"
 
 
 ISSUE_BOUND = 0.8
@@ -176,11 +172,14 @@ ISSUE_BOUND = 0.8
 
 
 def _caption(record: Any, left_out: Sequence[object]) -> str:
-    from endor_jax.bench.device_copy import copy_bytes_per_second
+    from endor_jax.bench.device_copy import copied, copy_bytes_per_second
 
     copies = sorted(copy_bytes_per_second(case.timings) / 1e9 for case in record.cases)
     device = record.device
     text = f"copy {copies[0]:.0f} to {copies[-1]:.0f} GB/s; " if copies else ""
     text += f"last-level cache {device.cache_bytes / 2**20:.0f} MiB ({device.cache_from}); "
-    text += "* issuing took most of the time"
+    compiling = sum(
+        timing.first_seconds for case in record.cases for timing in case.timings if not copied(timing)
+    )
+    text += f"compiling took {compiling:.0f} s; * issuing took most of the time"
     return text + (f"; {len(left_out)} cells left out" if left_out else "")

@@ -65,7 +65,8 @@ def command(
         cells = _device_cells(shapes, codec, sparsity, full=full)
         limit = None if minutes is None else 60 * minutes
         wanted = DeviceExpandSettings(cells, dtype=dtype, seconds=seconds, limit_seconds=limit)
-        return expand_on_device(wanted, output, record, plot)
+        expand_on_device(wanted, output, record, plot)
+        return
     refuse("the CPU", {"--full": full, "--minutes": minutes})
     settings = ExpandSettings(
         shapes=shapes or SHAPES,

@@ -72,7 +72,8 @@ def command(
         cells = _device_cells(shapes, codec, sparsity, rows, full=full)
         limit = None if minutes is None else 60 * minutes
         wanted = DeviceLinearSettings(cells, dtype=dtype, seconds=seconds, limit_seconds=limit)
-        return linear_on_device(wanted, output, record, plot)
+        linear_on_device(wanted, output, record, plot)
+        return
     refuse("the CPU", {"--full": full, "--minutes": minutes})
     settings = LinearSettings(
         shapes=shapes or SHAPES,
