@@ -20,65 +20,22 @@ from endor_jax.arrays import FLOAT_FORMATS, dtype_from_name
 from endor_jax.bench.device import DeviceFacts, device_facts, device_implementations
 from endor_jax.bench.device_cells import Failure, Walk, attempt
 from endor_jax.bench.device_copy import copy_bytes_per_second, copy_programs
+from endor_jax.bench.device_grid import ExpandCell
 from endor_jax.bench.device_matrices import (
-    ALL_SHAPES,
     DeviceMatrix,
     device_matrix,
-    measured_sparsity,
     words_on_device,
 )
 from endor_jax.bench.device_timing import DeviceTiming, Program, compiled, time_programs
 from endor_jax.bench.environment import Environment, environment
-from endor_jax.bench.matrices import Shape, shape_name
+from endor_jax.bench.matrices import shape_name
 from endor_jax.format.tensor import SparseTensor, TensorLayout
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.backends import Implementation
 from endor_jax.kernels.expand import expand
 
-CODECS = ("raw", "packed:2", "packed:3", "int8", "int4", "dense-packed:3")
-SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-CELL_SECONDS = 5.0
+CELL_SECONDS = 6.0
 """What a cell is expected to take, most of it compiling and encoding: an estimate, not yet measured."""
-
-
-@dataclass(frozen=True)
-class ExpandCell:
-    """One shape under one codec at one sparsity, the fraction of zeros."""
-
-    shape: Shape
-    codec: str
-    sparsity: float
-
-    def __str__(self) -> str:
-        return f"expand {shape_name(self.shape)} {self.codec} {self.sparsity:.0%}"
-
-
-def all_cells(
-    shapes: Sequence[Shape] = ALL_SHAPES,
-    codecs: Sequence[str] = CODECS,
-    sparsities: Sequence[float] = SPARSITIES,
-) -> tuple[ExpandCell, ...]:
-    """Every shape with every codec at every sparsity. Codecs without a bitmap have no zeros."""
-    cells = [
-        ExpandCell(shape, codec, measured_sparsity(codec, sparsity))
-        for shape in shapes
-        for sparsity in sparsities
-        for codec in codecs
-    ]
-    return tuple(dict.fromkeys(cells))
-
-
-def default_cells() -> tuple[ExpandCell, ...]:
-    """What shows most in minutes: all codecs at 50 % on the layers of Llama-2-70B, one of them at all
-    sparsities, and two shapes of each of the other models at 50 %."""
-    large, down, square = (28672, 8192), (8192, 28672), (8192, 8192)
-    others = ((11008, 4096), (4096, 4096), (36864, 9216), (9216, 9216))
-    cells = (
-        *all_cells((large, down, square), sparsities=(0.5,)),
-        *all_cells((large,)),
-        *all_cells(others, sparsities=(0.5,)),
-    )
-    return tuple(dict.fromkeys(cells))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from endor_jax.arrays import dtype_from_name
 from endor_jax.bench.device import DeviceFacts, device_facts, device_implementations
 from endor_jax.bench.device_cells import Failure, Walk, attempt
 from endor_jax.bench.device_copy import copy_bytes_per_second, copy_programs
+from endor_jax.bench.device_grid import LinearCell
 from endor_jax.bench.device_matrices import (
     DeviceMatrix,
     copies_on_device,
@@ -29,59 +30,18 @@ from endor_jax.bench.device_matrices import (
 )
 from endor_jax.bench.device_timing import DeviceTiming, Program, compiled, matrices_of, time_programs
 from endor_jax.bench.environment import Environment, environment
-from endor_jax.bench.matrices import Shape, shape_name
+from endor_jax.bench.matrices import shape_name
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.backends import Implementation
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.linear import linear
 
-CODECS = ("raw", "packed:2")
-SPARSITIES = (0.5, 0.6, 0.7, 0.8)
-ROWS = (1, 2, 4, 8, 16, 32, 64)
 LINEAR, EXPANDED, DENSE = "linear", "expand, dot", "dense dot"
 ERROR_LIMIT = 0.01
 """Relative error from which a product of 16-bit floats is wrong: rounding gives less than half of it."""
 CELL_SECONDS = 5.0
 """What a cell is expected to take, most of it compiling: an estimate, not yet measured."""
-
-
-@dataclass(frozen=True)
-class LinearCell:
-    """One shape under one codec at one sparsity, with so many rows of x."""
-
-    shape: Shape
-    codec: str
-    sparsity: float
-    rows: int
-
-    def __str__(self) -> str:
-        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
-        return f"linear {shape_name(self.shape)} {self.codec} {self.sparsity:.0%}, {rows}"
-
-
-def all_cells(
-    shapes: Sequence[Shape],
-    codecs: Sequence[str] = CODECS,
-    sparsities: Sequence[float] = SPARSITIES,
-    rows: Sequence[int] = ROWS,
-) -> tuple[LinearCell, ...]:
-    """Every shape at every sparsity with every codec and number of rows."""
-    return tuple(
-        LinearCell(shape, codec, sparsity, number)
-        for shape in shapes
-        for sparsity in sparsities
-        for codec in codecs
-        for number in rows
-    )
-
-
-def default_cells() -> tuple[LinearCell, ...]:
-    """What shows most in minutes: one shape of Llama-2-70B through all sparsities, codecs and rows, and one
-    of each other kind with 1 and 8 rows at 50 %."""
-    large = (28672, 8192)
-    others = ((8192, 28672), (8192, 8192), (4096, 4096), (36864, 9216))
-    return all_cells((large,)) + all_cells(others, ("packed:2",), (0.5,), (1, 8))
 
 
 @dataclass(frozen=True)

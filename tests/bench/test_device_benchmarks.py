@@ -17,16 +17,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from endor_jax.bench import device, device_copy, device_expand, device_linear, device_timing
+from endor_jax.bench import device, device_copy, device_expand, device_grid, device_linear, device_timing
 from endor_jax.bench.device import DeviceFacts
 from endor_jax.bench.device_cells import Failure
 from endor_jax.bench.device_expand import (
     DeviceExpandCase,
     DeviceExpandRecord,
     DeviceExpandSettings,
-    ExpandCell,
     measure_device_expand,
 )
+from endor_jax.bench.device_grid import ExpandCell, LinearCell
 from endor_jax.bench.device_linear import (
     DENSE,
     EXPANDED,
@@ -34,7 +34,6 @@ from endor_jax.bench.device_linear import (
     DeviceLinearCase,
     DeviceLinearRecord,
     DeviceLinearSettings,
-    LinearCell,
     measure_device_linear,
 )
 from endor_jax.bench.device_timing import DeviceTiming
@@ -183,7 +182,7 @@ def test_pictures_have_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_expand_is_measured_on_distinct_matrices_and_kept_cell_by_cell(small: None):
-    cells = device_expand.all_cells(((16, 128),), ("raw", "dense-packed:3"), (0.5,))
+    cells = device_grid.expand_cells(((16, 128),), ("raw", "dense-packed:3"), (0.5,))
     kept: list[DeviceExpandRecord] = []
     record = measure_device_expand(DeviceExpandSettings(cells, seconds=0.0), keep=kept.append)
     assert [len(each.cases) for each in kept] == [1, 2]
@@ -226,7 +225,7 @@ def test_a_contender_that_fails_is_a_fault_and_the_others_are_measured(small: No
 
 
 def test_products_are_measured_beside_the_dense_one(small: None):
-    cells = device_linear.all_cells(((16, 128),), ("raw",), (0.5,), (1, 8))
+    cells = device_grid.linear_cells(((16, 128),), ("raw",), (0.5,), (1, 8))
     kept: list[DeviceLinearRecord] = []
     settings = DeviceLinearSettings(cells, seconds=0.0)
     record = measure_device_linear(settings, keep=kept.append)
@@ -261,7 +260,7 @@ def test_weights_are_made_once_for_all_rows(small: None, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         device_linear, "device_matrix", lambda *a, **b: (made.append(b["codec"]), make(*a, **b))[1]
     )
-    cells = device_linear.all_cells(((64, 128),), ("raw", "int4"), (0.5,), (1, 2))
+    cells = device_grid.linear_cells(((64, 128),), ("raw", "int4"), (0.5,), (1, 2))
     measure_device_linear(DeviceLinearSettings(cells, seconds=0.0))
     assert made == ["raw", "int4"]
 
@@ -274,15 +273,18 @@ def test_what_cannot_be_measured_is_refused_before_anything_is():
 
 
 def test_the_default_cells_are_what_the_issue_wants_shown():
-    expand = device_expand.default_cells()
+    expand = device_grid.default_expand_cells()
     assert len(set(expand)) == len(expand) < 100
-    assert [cell.codec for cell in expand[:6]] == list(device_expand.CODECS)
+    assert [cell.codec for cell in expand[:6]] == list(device_grid.EXPAND_CODECS)
     assert {cell.shape for cell in expand[:18]} == {(28672, 8192), (8192, 28672), (8192, 8192)}
     assert {0.3, 0.8} <= {cell.sparsity for cell in expand}
-    linear = device_linear.default_cells()
+    linear = device_grid.default_linear_cells()
     assert len(set(linear)) == len(linear) < 100
-    assert {(cell.rows, cell.sparsity) for cell in linear} >= {(1, 0.5), (8, 0.5), (1, 0.7), (64, 0.8)}
-    full = device_expand.all_cells()
+    assert {(cell.rows, cell.sparsity) for cell in linear[:16]} == {
+        (rows, sparsity) for rows in (1, 8) for sparsity in (0.5, 0.6, 0.7, 0.8)
+    }
+    assert {cell.rows for cell in linear} == {1, 2, 4, 8, 16, 32, 64}
+    full = device_grid.expand_cells()
     assert set(expand) <= set(full)
     assert len(full) == 10 * (5 * 6 + 1)
 

@@ -26,7 +26,7 @@ from endor_jax.cli.console import Json, Output, Quiet, Verbose
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from endor_jax.bench.device_expand import ExpandCell
+    from endor_jax.bench.device_grid import ExpandCell
     from endor_jax.bench.expand import ExpandCase, ExpandRecord
     from endor_jax.bench.matrices import Shape
 
@@ -87,12 +87,17 @@ def _device_cells(
     shapes: tuple[Shape, ...], codecs: list[str] | None, sparsities: list[float] | None, *, full: bool
 ) -> tuple[ExpandCell, ...]:
     """All of what is given; what is not given is taken in full, unless nothing is and `full` is not asked."""
-    from endor_jax.bench.device_expand import CODECS, SPARSITIES, all_cells, default_cells
+    from endor_jax.bench.device_grid import (
+        EXPAND_CODECS,
+        EXPAND_SPARSITIES,
+        default_expand_cells,
+        expand_cells,
+    )
     from endor_jax.bench.device_matrices import ALL_SHAPES
 
     if not (shapes or codecs or sparsities or full):
-        return default_cells()
-    return all_cells(shapes or ALL_SHAPES, codecs or CODECS, sparsities or SPARSITIES)
+        return default_expand_cells()
+    return expand_cells(shapes or ALL_SHAPES, codecs or EXPAND_CODECS, sparsities or EXPAND_SPARSITIES)
 
 
 def expand_tables(record: ExpandRecord) -> list[RenderableType]:

@@ -26,7 +26,7 @@ from endor_jax.cli.console import Json, Output, Quiet, Verbose
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from endor_jax.bench.device_linear import LinearCell
+    from endor_jax.bench.device_grid import LinearCell
     from endor_jax.bench.linear import LinearCase, LinearRecord
     from endor_jax.bench.matrices import Shape
 
@@ -100,12 +100,20 @@ def _device_cells(
     full: bool,
 ) -> tuple[LinearCell, ...]:
     """All of what is given; what is not given is taken in full, unless nothing is and `full` is not asked."""
-    from endor_jax.bench.device_linear import CODECS, ROWS, SPARSITIES, all_cells, default_cells
+    from endor_jax.bench.device_grid import (
+        LINEAR_CODECS,
+        LINEAR_SPARSITIES,
+        ROWS,
+        default_linear_cells,
+        linear_cells,
+    )
     from endor_jax.bench.device_matrices import ALL_SHAPES
 
     if not (shapes or codecs or sparsities or rows or full):
-        return default_cells()
-    return all_cells(shapes or ALL_SHAPES, codecs or CODECS, sparsities or SPARSITIES, rows or ROWS)
+        return default_linear_cells()
+    return linear_cells(
+        shapes or ALL_SHAPES, codecs or LINEAR_CODECS, sparsities or LINEAR_SPARSITIES, rows or ROWS
+    )
 
 
 def linear_tables(record: LinearRecord) -> list[RenderableType]:
