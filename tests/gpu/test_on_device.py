@@ -1,7 +1,11 @@
-"""What only a CUDA device can show: `pytest -m gpu` on a machine that has one."""
+"""What only a CUDA device can show: `pytest -m gpu` on a machine that has one.
+
+The conformance suites of tests/kernels are part of it there (`tests/places.py`): here is what they leave out.
+"""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -10,9 +14,14 @@ import numpy as np
 import pytest
 
 import endor_jax as endor
+from endor_jax.arrays import bits_of
+from endor_jax.bench.device_grid import EXPAND_CODECS
+from endor_jax.bench.device_matrices import device_matrix, measured_sparsity
 from endor_jax.format.decode import decode
 from endor_jax.format.encode import encode_array
-from endor_jax.format.quantise import Quantised, dequantise, quantise
+from endor_jax.format.quantise import dequantise, quantise
+from endor_jax.kernels.backends import Implementation, implementations
+from endor_jax.kernels.place import default_place
 from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.transfer import put
 from tests import shapes
@@ -26,23 +35,40 @@ def gpu() -> jax.Device:
     return jax.devices("gpu")[0]
 
 
-@pytest.mark.parametrize("codec", ["raw", "packed:2", "packed:3", "dense-raw", "dense-packed:3"])
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("triton", "xla")
+
+
+@pytest.mark.parametrize("codec", [*EXPAND_CODECS, "dense-raw", "dense-int4"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", shapes.BY_NAME)
-def test_expand_is_bitwise(gpu: jax.Device, name: str, dtype: str, codec: str) -> None:
-    tensor = encode_array(shapes.weights(shapes.BY_NAME[name], dtype), codec)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_layer_of_a_large_model_expands_bitwise(
+    gpu: jax.Device, implementation: Implementation, dtype: str, codec: str
+) -> None:
+    """More programs than the device has processors, several segments a row, escapes."""
+    sparsity = measured_sparsity(codec, 0.5)
+    matrix = device_matrix((4096, 11008), codec=codec, sparsity=sparsity, dtype=dtype)
+    expand = jax.jit(functools.partial(endor.expand, implementation=implementation))
+    expanded = np.asarray(expand(jax.device_put(matrix.tensor, gpu)))
+    np.testing.assert_array_equal(bits_of(expanded), bits_of(matrix.dense))
+
+
+@pytest.mark.parametrize("codec", ["raw", "dense-packed:3", "packed:2"])
+@pytest.mark.parametrize("name", ["square", "segment_tail", "rank_4"])
+def test_the_best_implementation_expands_bitwise(gpu: jax.Device, name: str, codec: str) -> None:
+    """The suites of tests/kernels name one each; this is what is taken where none is named."""
+    tensor = encode_array(shapes.weights(shapes.BY_NAME[name], "bfloat16"), codec)
     expanded = np.asarray(jax.jit(endor.expand)(jax.device_put(tensor, gpu)))
     assert expanded.tobytes() == decode(tensor).tobytes()
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "dense-int8", "dense-int4"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", shapes.BY_NAME)
-def test_integers_expand_bitwise(gpu: jax.Device, name: str, dtype: str, codec: str) -> None:
-    array = shapes.weights(shapes.BY_NAME[name], dtype, specials=False)
-    quantised = quantise(array, 8 if "8" in codec else 4)
-    tensor = jax.device_put(encode_array(quantised, codec), gpu)
-    assert np.asarray(jax.jit(endor.expand)(tensor)).tobytes() == dequantise(quantised).tobytes()
+def test_what_is_compiled_is_tritons_kernel_where_none_is_named(gpu: jax.Device) -> None:
+    if implementations(default_place())[0] != "triton":
+        pytest.skip("a device that Triton does not compile for")
+    tensor = jax.device_put(encode_array(np.eye(256, dtype=np.float32), "raw"), gpu)
+    for implementation, expected in ((None, 1), ("triton", 1), ("xla", 0)):
+        expand = jax.jit(functools.partial(endor.expand, implementation=implementation))
+        text = expand.lower(tensor).compile().as_text()
+        assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == expected, implementation
 
 
 @pytest.mark.parametrize("codec", ["int8", "dense-int4"])
@@ -56,16 +82,6 @@ def test_the_rounding_of_elements_is_not_left_out_of_a_product(
     tensor = jax.device_put(encode_array(quantised, codec), gpu)
     got = jax.jit(endor.linear)(jax.device_put(jnp.eye(64, dtype=jnp.float32), gpu), tensor)
     np.testing.assert_array_equal(np.asarray(got).T, dequantise(quantised).astype(np.float32))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_every_integer_times_every_scale(gpu: jax.Device, dtype: str) -> None:
-    scales = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16)
-    scales = scales[scales < (515 if dtype == "float16" else np.inf)]
-    values = np.broadcast_to(np.arange(-127, 128, 2, dtype=np.int8), (len(scales), 128))
-    quantised = Quantised(values, scales[:, None], values.shape, dtype)
-    tensor = jax.device_put(encode_array(quantised, "int8"), gpu)
-    assert np.asarray(jax.jit(endor.expand)(tensor)).tobytes() == dequantise(quantised).tobytes()
 
 
 def test_linear_of_float32_keeps_its_precision(gpu: jax.Device) -> None:

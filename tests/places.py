@@ -1,0 +1,20 @@
+"""Which implementations a conformance suite is run through, and that on a GPU this is a test of the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from endor_jax.kernels.place import default_place
+
+
+def on_this_device(names: Iterable[Any], *, platform: str | None = None) -> list[Any]:
+    """Each name once, as a parameter. Where JAX computes on a GPU all are marked `gpu`: `pytest -m gpu` there
+    runs the suite, though it runs anywhere.
+
+    platform: that of the default device.
+    """
+    marks = [pytest.mark.gpu] if (platform or default_place().platform) == "gpu" else []
+    return [pytest.param(name, marks=marks, id=str(name)) for name in dict.fromkeys(names)]
