@@ -31,6 +31,7 @@ from endor_jax.kernels.backends import Implementation, implementations
 from endor_jax.kernels.expand import expand, expand_all, triton
 from endor_jax.kernels.place import default_place
 from tests import shapes, strategies
+from tests.places import on_this_device
 from tests.shapes import NamedShape
 
 CODECS = {
@@ -40,9 +41,9 @@ CODECS = {
 }
 
 HERE = implementations(default_place())
-every_implementation = pytest.mark.parametrize("implementation", dict.fromkeys([*HERE, "triton"]))
+every_implementation = pytest.mark.parametrize("implementation", on_this_device([*HERE, "triton"]))
 every_implementation_and_none = pytest.mark.parametrize(
-    "implementation", dict.fromkeys([None, *HERE, "triton"])
+    "implementation", on_this_device([None, *HERE, "triton"])
 )
 every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]

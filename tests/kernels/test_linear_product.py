@@ -25,6 +25,7 @@ from endor_jax.kernels.linear.cpu import fused, fused_rows
 from endor_jax.kernels.order import after
 from endor_jax.kernels.place import cpu_place, default_place
 from tests import shapes
+from tests.places import on_this_device
 from tests.shapes import NamedShape
 
 FLOAT32_STEP = 2.0**-24
@@ -60,7 +61,9 @@ def assert_is_product(got: jax.Array, x: np.ndarray, weight: np.ndarray, dtype: 
     assert (error <= bound).all(), float((error / bound).max())
 
 
-every_implementation = pytest.mark.parametrize("implementation", implementations(default_place()))
+every_implementation = pytest.mark.parametrize(
+    "implementation", on_this_device(implementations(default_place()))
+)
 
 
 @every_implementation
