@@ -153,6 +153,7 @@ def expand_case(
         made = attempt(name, expand_program, name, matrix, words, outputs)
         if isinstance(made, Failure):
             failures.append(made)
+            outputs.renew()
         else:
             programs.append(made)
     timings = time_programs(programs, seconds=settings.seconds)
@@ -164,15 +165,23 @@ class Outputs:
     """Dense matrices on the device that every program of a cell writes again: the memory is made once."""
 
     def __init__(self, matrix: DeviceMatrix, count: int):
-        dtype = dtype_from_name(matrix.tensor.dtype)
-        self.arrays = tuple(jnp.zeros(matrix.tensor.shape, dtype) for _ in range(count))
-        self._expected = matrix.dense
+        self._matrix, self._count = matrix, count
+        self.arrays = self._made()
+
+    def renew(self) -> None:
+        """After a program that failed, and may have taken them with it."""
+        if any(array.is_deleted() for array in self.arrays):
+            self.arrays = self._made()
+
+    def _made(self) -> tuple[jax.Array, ...]:
+        dtype = dtype_from_name(self._matrix.tensor.dtype)
+        return tuple(jnp.zeros(self._matrix.tensor.shape, dtype) for _ in range(self._count))
 
     def right_after(self, program: Program) -> bool:
         """Whether all of them are the matrix, bit for bit, once it has run."""
         self.arrays = tuple(_poisoned(array) for array in self.arrays)
         program.start()
-        expected = jnp.asarray(self._expected)
+        expected = jnp.asarray(self._matrix.dense)
         return all(bool(_same_bits(array, expected)) for array in self.arrays)
 
 

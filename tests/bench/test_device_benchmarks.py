@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ from endor_jax.bench.matrices import stored_bytes
 from endor_jax.cli.bench.device import device_expand_table, device_linear_table
 from endor_jax.cli.main import app
 from endor_jax.errors import OptionError
+from endor_jax.kernels import place
+from endor_jax.kernels.backends import Place
+from tests.lowering import cuda_lowered, large_operations
 
 NOWHERE = Environment(None, {}, {})
 FACTS = DeviceFacts("gpu", "NVIDIA H200", "9.0", "cuda", None, 60 * 2**20, "CUDA")
@@ -224,6 +228,17 @@ def test_a_contender_that_fails_is_a_fault_and_the_others_are_measured(small: No
     assert fault.startswith("expand 16x128 raw 50%: triton failed: UnsupportedError: implementation: got")
 
 
+def test_what_a_failed_program_took_is_made_again(small: None):
+    matrix = device_expand.device_matrix((8, 64), codec="raw", sparsity=0.5, dtype="bfloat16")
+    outputs = device_expand.Outputs(matrix, 2)
+    kept = outputs.arrays
+    outputs.renew()
+    assert outputs.arrays is kept
+    kept[1].delete()
+    outputs.renew()
+    assert not any(array.is_deleted() for array in outputs.arrays)
+
+
 def test_products_are_measured_beside_the_dense_one(small: None):
     cells = device_grid.linear_cells(((16, 128),), ("raw",), (0.5,), (1, 8))
     kept: list[DeviceLinearRecord] = []
@@ -358,3 +373,29 @@ def test_options_of_the_other_place_are_refused(suite: str, monkeypatch: pytest.
 def test_stored_bytes_are_those_of_the_words():
     made = device_expand.device_matrix((8, 64), codec="raw", sparsity=0.5, dtype="bfloat16")
     assert made.stored_bytes == made.words.nbytes == stored_bytes(made.tensor)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+def test_a_program_for_a_gpu_is_one_kernel_per_matrix_into_memory_that_is_given(
+    small: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(place, "default_place", lambda: Place("gpu", (9, 0)))
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        device_expand, "compiled", lambda *arguments, donate: (asked.update(a=arguments, d=donate), 0.0)
+    )
+    matrix = device_expand.device_matrix((16, 256), codec="raw", sparsity=0.5, dtype="bfloat16")
+    words = device_expand.words_on_device(matrix, CACHE, moved_bytes=1)
+    outputs = device_expand.Outputs(matrix, len(words))
+    device_expand.expand_program("triton", matrix, words, outputs)
+    function, *arguments = asked["a"]
+    jitted = jax.jit(function, donate_argnums=asked["d"], keep_unused=True)
+    lowered = cuda_lowered(jitted, *arguments)
+    operations = large_operations(lowered, 16 * 256)
+    assert operations == ["stablehlo.custom_call"]  # in a function that is called for every matrix
+    text = lowered.as_text()
+    (name,) = re.findall(
+        r"func\.func private @(\w+)\([^{]*\{\n(?:(?!func\.func)[\s\S])*?xla\.gpu\.triton", text
+    )
+    assert text.count(f"call @{name}(") == len(words) > 1
+    assert text.count("tf.aliasing_output") == len(words)
