@@ -1,8 +1,9 @@
 """Products of a few rows of x on a device: with compressed weights, and with the same ones dense in XLA.
 
 A cell is a shape, a codec, a sparsity and a number of rows. Beside `endor.linear` and the dense product there
-is expanding first and multiplying then, each time the whole of it. All multiply the same weights; every copy
-of them has an x of its own. What each gives is compared with a product in float32.
+is expanding first and multiplying then, each time the whole of it; and where Triton multiplies, the body of
+its kernel that `endor.linear` did not choose. All multiply the same weights; every copy of them has an x of
+its own. What each gives is compared with a product in float32.
 
 limit: how often the dense time has the time that reading the compressed weights, x and the result would take
 at the copy bandwidth of the same run.
@@ -31,11 +32,12 @@ from endor_jax.bench.device_matrices import (
 from endor_jax.bench.device_timing import DeviceTiming, Program, compiled, matrices_of, time_programs
 from endor_jax.bench.environment import Environment, environment
 from endor_jax.bench.matrices import shape_name
+from endor_jax.format.layout import FieldLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.backends import Implementation
 from endor_jax.kernels.expand import expand
-from endor_jax.kernels.linear import linear
+from endor_jax.kernels.linear import linear, triton
 
 LINEAR, EXPANDED, DENSE = "linear", "expand, dot", "dense dot"
 ERROR_LIMIT = 0.01
@@ -202,6 +204,11 @@ def linear_case(
         EXPANDED: (_expanded(settings, weights), weights.words, stored),
         DENSE: (_dense, weights.dense, weights.matrix.dense_bytes),
     }
+    if settings.implementation == "triton":
+        ways |= {
+            f"{LINEAR}, {body}": (_body(weights, body), weights.words, stored)
+            for body in _others(xs[0], weights)
+        }
     programs: list[Program] = list(copies)
     failures: list[Failure] = []
     errors: dict[str, float] = {}
@@ -236,6 +243,27 @@ def _linear(settings: DeviceLinearSettings, weights: Weights) -> Way:
     def way(xs: Sequence[jax.Array], words: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(
             linear(x, SparseTensor((each,), layout), implementation=implementation)
+            for x, each in zip(xs, words, strict=True)
+        )
+
+    return way
+
+
+def _others(x: jax.Array, weights: Weights) -> list[triton.Body]:
+    """The bodies of Triton's product that this one could have and has not."""
+    layout = weights.matrix.tensor.layout
+    if not isinstance(layout, FieldLayout) or not triton.fused(x, layout, x.dtype):
+        return []
+    chosen = triton.body_of(x, layout)
+    return [body for body in triton.bodies_for(x, layout) if body != chosen]
+
+
+def _body(weights: Weights, body: triton.Body) -> Way:
+    layout = weights.matrix.tensor.layout
+
+    def way(xs: Sequence[jax.Array], words: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(
+            triton.linear(x, SparseTensor((each,), layout), x.dtype, body=body)
             for x, each in zip(xs, words, strict=True)
         )
 

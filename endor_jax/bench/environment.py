@@ -36,13 +36,14 @@ def environment() -> Environment:
 
 
 def _commit() -> str | None:
-    """The commit of the working tree that this package lies in; None if it lies in none."""
+    """The commit of the working tree that this package lies in, or of the copy that $ENDOR_COMMIT says it
+    is; None if neither is known."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git
-        return None
-    return done.stdout.strip() or None
+        return os.environ.get("ENDOR_COMMIT")
+    return done.stdout.strip() or os.environ.get("ENDOR_COMMIT")
 
 
 def _versions() -> dict[str, str]:

@@ -39,18 +39,24 @@ MOST_ROWS = 128
 """Rows of x up to which the fused product is used; where the dense one overtakes it is not measured yet."""
 
 
+def bodies_for(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> tuple[Body, ...]:
+    """The bodies that can multiply these: tensor cores want x in the dtype of the matrix, one of 16 bits."""
+    rows = math.prod(x.shape[:-1])
+    on_tensor_cores = x.dtype == layout.dtype and layout.number.bits == 16 and 1 <= rows <= MOST_ROWS
+    element_by_element = 1 <= rows <= VECTOR_ROWS
+    return ("vector",) * element_by_element + ("tensor",) * on_tensor_cores
+
+
 def body_of(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> Body | None:
     """Which body multiplies; None if neither can. A pure function of shapes, dtypes and layout.
 
-    Tensor cores want x in the dtype of the matrix, one of 16 bits. Machine instructions per element
-    (docs/kernels.md): vector 13 for one row, 15 for two, 20 for four; tensor 12 for up to 16, but its warps
-    wait for each other.
+    Machine instructions per element (docs/kernels.md): vector 13 for one row, 15 for two, 20 for four; tensor
+    11 for up to 16, but its warps wait for each other. So vector for one row, until a device tells better.
     """
-    rows = math.prod(x.shape[:-1])
-    multiplies = x.dtype == layout.dtype and layout.number.bits == 16
-    if multiplies and 2 <= rows <= MOST_ROWS:
-        return "tensor"
-    return "vector" if 1 <= rows <= VECTOR_ROWS else None
+    bodies = bodies_for(x, layout)
+    if bodies == ("vector", "tensor"):
+        return "vector" if math.prod(x.shape[:-1]) == 1 else "tensor"
+    return bodies[0] if bodies else None
 
 
 def fused(x: jax.Array | jax.ShapeDtypeStruct, layout: TensorLayout, output_dtype: DTypeLike) -> bool:
