@@ -223,6 +223,17 @@ def test_what_is_fused(
 
 
 @pytest.mark.parametrize(
+    ("shape", "rows", "expected"),
+    [((1, 2**29), 1, False), ((2**24, 64), 1, True), ((2**28, 1), 5, False), ((2**22, 64), 128, True)],
+)
+def test_x_and_sums_that_int32_cannot_index_are_not_fused(
+    shape: tuple[int, int], rows: int, expected: bool
+) -> None:
+    layout = plan_layout({"w": TensorSpec(shape, "bfloat16", parse_codec("raw"))})["w"]
+    assert fused(jax.ShapeDtypeStruct((rows, shape[1]), jnp.bfloat16), layout, "bfloat16") == expected
+
+
+@pytest.mark.parametrize(
     "shape", [(64, 64), (4096, 4096), (8192, 28672), (28672, 8192), (100, 40_000)], ids=str
 )
 @pytest.mark.parametrize("rows", [16, 32, 64, 128])

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt32
 
 from endor_jax.arrays import FLOAT_FORMATS
-from endor_jax.format.layout import FieldLayout, TensorLayout
+from endor_jax.format.layout import TENSOR_LIMIT, FieldLayout, TensorLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.config import LinearBlock, linear_block
 from endor_jax.kernels.custom_call import mapped, varying_as
@@ -42,6 +42,8 @@ MOST_ROWS = 128
 def bodies_for(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> tuple[Body, ...]:
     """The bodies that can multiply these: tensor cores want x in the dtype of the matrix, one of 16 bits."""
     rows = math.prod(x.shape[:-1])
+    if triton_tensor.padded_rows(rows) * 2 * max(layout.rows, layout.columns) >= TENSOR_LIMIT:
+        return ()  # x and the sums are indexed with int32
     on_tensor_cores = x.dtype == layout.dtype and layout.number.bits == 16 and 1 <= rows <= MOST_ROWS
     element_by_element = 1 <= rows <= VECTOR_ROWS
     return ("vector",) * element_by_element + ("tensor",) * on_tensor_cores
@@ -127,13 +129,13 @@ def _part(
     arranged, words = varying_as(arranged, words), varying_as(words, arranged)
     sums = -(-layout.segments // block.segments) + (layout.escape_capacity > 0)
     partial = pl.pallas_call(
-        functools.partial(_kernel, body=body, layout=layout, block=block, rows=x.shape[0]),
+        functools.partial(_kernel, body=body, layout=layout, block=block, rows=x.shape[0], sums=sums),
         out_shape=jax.ShapeDtypeStruct(
             (sums * rows * layout.rows,),
             jnp.float32,
             manual_axis_type=jax.typeof(words).manual_axis_type,
         ),
-        grid=(-(-layout.rows // block.rows), sums),
+        grid=(-(-layout.rows // block.rows) * sums,),  # in one dimension: others have room for 65,535
         compiler_params=pltriton.CompilerParams(num_warps=block.warps, num_stages=1),
         interpret=interpret,
         name="endor_linear",
@@ -142,19 +144,27 @@ def _part(
 
 
 def _kernel(
-    words: Any, x: Any, out: Any, *, body: ModuleType, layout: FieldLayout, block: LinearBlock, rows: int
+    words: Any,
+    x: Any,
+    out: Any,
+    *,
+    body: ModuleType,
+    layout: FieldLayout,
+    block: LinearBlock,
+    rows: int,
+    sums: int,
 ) -> None:
     """One program: a block of rows, and some of their segments or, behind them, their escapes."""
-    first, which = pl.program_id(0) * block.rows, pl.program_id(1)
+    first, which = pl.program_id(0) // sums * block.rows, pl.program_id(0) % sums
+    task = {"layout": layout, "block": block, "rows": rows, "first": first, "which": which}
     if not layout.escape_capacity:
-        body.multiply(words, x, out, layout=layout, block=block, rows=rows, first=first, which=which)
+        body.multiply(words, x, out, **task)
         return
-    sums = pl.num_programs(1) - 1
 
-    @pl.when(which < sums)
+    @pl.when(which < sums - 1)
     def _() -> None:
-        body.multiply(words, x, out, layout=layout, block=block, rows=rows, first=first, which=which)
+        body.multiply(words, x, out, **task)
 
-    @pl.when(which == sums)
+    @pl.when(which == sums - 1)
     def _() -> None:
-        body.add_escapes(words, x, out, layout=layout, block=block, rows=rows, first=first, which=which)
+        body.add_escapes(words, x, out, **task)
