@@ -32,13 +32,15 @@ def expand_block(layout: FieldLayout) -> Block:
 @dataclass(frozen=True)
 class LinearBlock:
     """What one program of a product does: `rows` rows of the matrix and up to `segments` segments of each;
-    of these `at_once` rows and `words` words of the bitmap at a time."""
+    of these `at_once` rows and `words` words of the bitmap at a time. escape_rows: those of a program for
+    escapes."""
 
     rows: int
     at_once: int
     segments: int
     words: int
     warps: int
+    escape_rows: int
 
 
 TILE_ROWS, TILE_WORDS, TILE_WARPS = 64, 4, 4
@@ -51,6 +53,9 @@ warps 12.9 and 80; 128 x 128 by eight 12.7 and 107; 64 x 256 by four 14.6 and 17
 PROGRAMS = 768
 """Programs that a large device runs at once: six, of four warps with 80 registers, for each of an H200's 132
 multiprocessors."""
+ESCAPE_ROWS = 16
+"""Rows of a program for escapes on tensor cores: the least that Triton gives them. With 64 a chunk of escapes
+and its columns of x took 168 registers, and so all programs."""
 SUMS_SHARE = 16
 """Sums that programs write take at most this fraction of the dense matrix."""
 
@@ -63,9 +68,10 @@ def linear_block(layout: FieldLayout, *, tensor_cores: bool, rows: int) -> Linea
     words = groups_of(layout).words
     if not tensor_cores:
         at_once = expand_block(layout).rows
-        return LinearBlock(rows=4 * at_once, at_once=at_once, segments=1, words=words, warps=1)
+        return LinearBlock(4 * at_once, at_once, segments=1, words=words, warps=1, escape_rows=4 * at_once)
     blocks = -(-layout.rows // TILE_ROWS)
     most_sums = max(1, layout.columns * layout.number.bits // 8 // (4 * rows * SUMS_SHARE))
     sums = min(layout.segments, -(-PROGRAMS // blocks), most_sums)
     segments = -(-layout.segments // sums)
-    return LinearBlock(TILE_ROWS, TILE_ROWS, segments, min(words, TILE_WORDS), TILE_WARPS)
+    words = min(words, TILE_WORDS)
+    return LinearBlock(TILE_ROWS, TILE_ROWS, segments, words, TILE_WARPS, ESCAPE_ROWS)

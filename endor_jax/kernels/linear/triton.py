@@ -127,15 +127,19 @@ def _part(
     columns = layout.segments * groups_of(layout).width
     arranged = body.arrange(jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))), layout)
     arranged, words = varying_as(arranged, words), varying_as(words, arranged)
-    sums = -(-layout.segments // block.segments) + (layout.escape_capacity > 0)
+    sums = -(-layout.segments // block.segments)
+    escaping = -(-layout.rows // block.escape_rows) if layout.escape_capacity else 0
     partial = pl.pallas_call(
-        functools.partial(_kernel, body=body, layout=layout, block=block, rows=x.shape[0], sums=sums),
+        functools.partial(
+            _kernel, body=body, layout=layout, block=block, rows=x.shape[0], sums=sums, escaping=escaping
+        ),
         out_shape=jax.ShapeDtypeStruct(
-            (sums * rows * layout.rows,),
+            ((sums + bool(escaping)) * rows * layout.rows,),
             jnp.float32,
             manual_axis_type=jax.typeof(words).manual_axis_type,
         ),
-        grid=(-(-layout.rows // block.rows) * sums,),  # in one dimension: others have room for 65,535
+        # In one dimension: the others have room for 65,535.
+        grid=(escaping + -(-layout.rows // block.rows) * sums,),
         compiler_params=pltriton.CompilerParams(num_warps=block.warps, num_stages=1),
         interpret=interpret,
         name="endor_linear",
@@ -153,18 +157,22 @@ def _kernel(
     block: LinearBlock,
     rows: int,
     sums: int,
+    escaping: int,
 ) -> None:
-    """One program: a block of rows, and some of their segments or, behind them, their escapes."""
-    first, which = pl.program_id(0) // sums * block.rows, pl.program_id(0) % sums
-    task = {"layout": layout, "block": block, "rows": rows, "first": first, "which": which}
-    if not layout.escape_capacity:
-        body.multiply(words, x, out, **task)
+    """One program: a block of rows, and some of their segments; the first `escaping` ones: escapes, which are
+    fewer, but are waited for one after the other."""
+    program = pl.program_id(0)
+    task = {"layout": layout, "block": block, "rows": rows}
+
+    def multiply() -> None:
+        number = program - escaping
+        body.multiply(words, x, out, **task, first=number // sums * block.rows, which=number % sums)
+
+    if not escaping:
+        multiply()
         return
+    pl.when(program >= escaping)(multiply)
 
-    @pl.when(which < sums - 1)
+    @pl.when(program < escaping)
     def _() -> None:
-        body.multiply(words, x, out, **task)
-
-    @pl.when(which == sums - 1)
-    def _() -> None:
-        body.add_escapes(words, x, out, **task)
+        body.add_escapes(words, x, out, **task, first=program * block.escape_rows, which=sums)

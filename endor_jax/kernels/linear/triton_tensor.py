@@ -77,7 +77,7 @@ def multiply(
 
     begin = which * block.segments
     end = jnp.minimum(begin + block.segments, layout.segments)
-    state = segment_start(words, layout, existing, begin), _zeros(block, rows)
+    state = segment_start(words, layout, existing, begin), _zeros(block.rows, rows)
     _, sums = lax.fori_loop(begin * tiles, end * tiles, add, state)
     _write(out, sums, row, which, layout)
 
@@ -91,13 +91,13 @@ def add_escapes(
     block: LinearBlock,
     rows: int,
     first: Int[Array, ""],
-    which: Int[Array, ""],
+    which: int,
 ) -> None:
-    """Writes the sums over the escapes of block.rows rows of the matrix, as those of `which`: a product too,
-    of a matrix that has each escape of a chunk in a column of its own."""
-    row = first + lax.broadcasted_iota(jnp.int32, (block.rows, 1), 0)
+    """Writes the sums over the escapes of block.escape_rows rows of the matrix, as those of `which`: a
+    product too, of a matrix that has each escape of a chunk in a column of its own."""
+    row = first + lax.broadcasted_iota(jnp.int32, (block.escape_rows, 1), 0)
     x_row = lax.broadcasted_iota(jnp.int32, (padded_rows(rows), CHUNK), 0)
-    found = escapes_of(words, layout, first, block.rows)
+    found = escapes_of(words, layout, first, block.escape_rows)
 
     def add(number: Int[Array, ""], sums: Float[Array, "rows x_rows"]) -> Float[Array, "rows x_rows"]:
         mine, column, value = found.chunk(number)
@@ -105,18 +105,18 @@ def add_escapes(
         values = pltriton.load(x.at[x_row * (layout.segments * groups_of(layout).width) + column[None, :]])
         return sums + pltriton.dot(weights, values, trans_b=True)
 
-    _write(out, lax.fori_loop(0, found.chunks, add, _zeros(block, rows)), row, which, layout)
+    _write(out, lax.fori_loop(0, found.chunks, add, _zeros(block.escape_rows, rows)), row, which, layout)
 
 
-def _zeros(block: LinearBlock, rows: int) -> Float[Array, "rows x_rows"]:
-    return jnp.zeros((block.rows, padded_rows(rows)), jnp.float32)
+def _zeros(count: int, rows: int) -> Float[Array, "rows x_rows"]:
+    return jnp.zeros((count, padded_rows(rows)), jnp.float32)
 
 
 def _write(
     out: Any,
     sums: Float[Array, "rows x_rows"],
     row: Int[Array, "rows 1"],
-    which: Int[Array, ""],
+    which: int | Int[Array, ""],
     layout: FieldLayout,
 ) -> None:
     x_row = lax.broadcasted_iota(jnp.int32, (1, sums.shape[1]), 1)

@@ -84,13 +84,13 @@ def add_escapes(
     block: LinearBlock,
     rows: int,
     first: Int[Array, ""],
-    which: Int[Array, ""],
+    which: int,
 ) -> None:
-    """Writes the sums over the escapes of block.rows rows of the matrix, as those of segment `which`."""
+    """Writes the sums over the escapes of block.escape_rows rows of the matrix, as those of a segment."""
     groups = groups_of(layout)
     width = groups.width
-    mine = first + lax.broadcasted_iota(jnp.int32, (block.rows, 1), 0)
-    found = escapes_of(words, layout, first, block.rows)
+    mine = first + lax.broadcasted_iota(jnp.int32, (block.escape_rows, 1), 0)
+    found = escapes_of(words, layout, first, block.escape_rows)
 
     def add(chunk: Int[Array, ""], sums: list[Float[Array, " rows"]]) -> list[Float[Array, " rows"]]:
         row, column, value = found.chunk(chunk)
@@ -102,7 +102,7 @@ def add_escapes(
             added.append(total + jnp.sum(jnp.where(row[None, :] == mine, product[None, :], 0.0), axis=1))
         return added
 
-    sums = lax.fori_loop(0, found.chunks, add, [jnp.zeros(block.rows, jnp.float32)] * rows)
+    sums = lax.fori_loop(0, found.chunks, add, [jnp.zeros(block.escape_rows, jnp.float32)] * rows)
     for x_row, total in enumerate(sums):
         _write(out, total, mine, (which * rows + x_row) * layout.rows, layout)
 
@@ -111,7 +111,7 @@ def _write(
     out: Any,
     sums: Float[Array, " rows"],
     row: Int[Array, "rows 1"],
-    start: Int[Array, ""],
+    start: int | Int[Array, ""],
     layout: FieldLayout,
 ) -> None:
     row = row.reshape(-1)
