@@ -52,7 +52,7 @@ def bodies_for(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> tupl
 def body_of(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> Body | None:
     """Which body multiplies; None if neither can. A pure function of shapes, dtypes and layout.
 
-    Machine instructions per element (docs/kernels.md): vector 13 for one row, 15 for two, 20 for four; tensor
+    Machine instructions per element (docs/kernels.md): vector 14 for one row, 16 for two, 21 for four; tensor
     11 for up to 16, but its warps wait for each other. So vector for one row, until a device tells better.
     """
     bodies = bodies_for(x, layout)
