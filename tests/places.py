@@ -9,6 +9,13 @@ import pytest
 
 from endor_jax.kernels.place import default_place
 
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""Compiler options for what Pallas' interpreter makes of a kernel: compiling it takes longer than all else."""
+
 
 def on_this_device(names: Iterable[Any], *, platform: str | None = None) -> list[Any]:
     """Each name once, as a parameter. Where JAX computes on a GPU all are marked `gpu`: `pytest -m gpu` there

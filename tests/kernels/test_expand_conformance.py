@@ -31,7 +31,7 @@ from endor_jax.kernels.backends import Implementation, implementations
 from endor_jax.kernels.expand import expand, expand_all, triton
 from endor_jax.kernels.place import default_place
 from tests import shapes, strategies
-from tests.places import on_this_device
+from tests.places import QUICKLY, on_this_device
 from tests.shapes import NamedShape
 
 CODECS = {
@@ -69,11 +69,8 @@ def way(implementation: Implementation | None) -> Callable[[SparseTensor], jax.A
 
 @functools.cache
 def expander(implementation: Implementation) -> Callable[[SparseTensor], jax.Array]:
-    # Compiling what the interpreter makes of a kernel takes longer than all else.
-    quickly = implementation == "triton" and "triton" not in HERE
-    return jax.jit(
-        way(implementation), compiler_options={"xla_backend_optimization_level": 0} if quickly else {}
-    )
+    interpreted = implementation == "triton" and "triton" not in HERE
+    return jax.jit(way(implementation), compiler_options=QUICKLY if interpreted else {})
 
 
 def assert_same_bits(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:

@@ -26,10 +26,8 @@ from endor_jax.kernels.linear import api, linear, triton
 from endor_jax.kernels.linear.triton import Body, body_of, fused
 from tests import shapes
 from tests.kernels.test_linear_product import NAMED, activations, assert_is_product, weight_and_tensor
+from tests.places import QUICKLY
 from tests.shapes import NamedShape
-
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""Compiling what the interpreter makes of a kernel takes longer than all else."""
 
 
 def interpreted(x: jax.Array, tensor: SparseTensor, body: Body | None = None) -> jax.Array:
