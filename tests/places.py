@@ -14,7 +14,7 @@ QUICKLY = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-"""Compiler options for what Pallas' interpreter makes of a kernel: compiling it takes longer than all else."""
+"""Compiler options for what Pallas' interpreter makes of a kernel: compiling that takes longest."""
 
 
 def on_this_device(names: Iterable[Any], *, platform: str | None = None) -> list[Any]:

@@ -22,7 +22,7 @@ from endor_jax.kernels.backends import Place
 from endor_jax.kernels.expand import api as expand_api
 from endor_jax.kernels.expand import expand, triton
 from endor_jax.kernels.linear import api as linear_api
-from endor_jax.kernels.linear import linear
+from endor_jax.kernels.linear import dense, linear
 from endor_jax.kernels.linear import triton as linear_triton
 from tests.lowering import cuda_lowered, large_operations
 
@@ -116,6 +116,19 @@ def test_a_layer_has_one_call_per_tensor() -> None:
     with as_on_a_gpu():
         lowered = cuda_lowered(expand, record)
     assert large_operations(lowered, 64 * 1024) == [CALL] * 2
+
+
+def test_a_weight_is_expanded_once_for_a_batch_that_it_waits_for() -> None:
+    tensor = abstract_tensor((16, 256), "bfloat16", "packed:2")
+    x = jax.ShapeDtypeStruct((7, 1, 256), jnp.bfloat16)
+
+    def product(x: jax.Array, tensor: SparseTensor) -> jax.Array:
+        return dense(x, triton.expand(tensor, x))
+
+    lowered = cuda_lowered(jax.vmap(product, in_axes=(0, None)), x, tensor)
+    assert large_operations(lowered, 16 * 256) == [CALL]
+    words, earlier = lowered.as_text().split("@__gpu$xla.gpu.triton(")[1].split(")")[0].split(", ")
+    assert words != earlier
 
 
 def test_it_lowers_inside_shard_map_and_vmap() -> None:
