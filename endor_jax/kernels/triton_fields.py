@@ -105,7 +105,8 @@ class Chunk:
 def chunk_words(
     words: Words, layout: FieldLayout, chunk: Chunk, position: UInt32[Array, "rows 1"]
 ) -> tuple[list[UInt32[Array, "rows groups"]], UInt32[Array, "rows 1"]]:
-    """The elements of a chunk, as `element_words` gives them, and the position behind its fields.
+    """The elements of a chunk, which begins before the end of the rows, as `element_words` gives them, and
+    the position behind its fields.
 
     position: of its first field. Source: docs/format.md, "Codecs", in the order of docs/kernels.md.
     """

@@ -28,7 +28,9 @@ from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import INTEGER_BITS, Codec, parse_codec
 from endor_jax.kernels.backends import Implementation, implementations
+from endor_jax.kernels.check import least_words
 from endor_jax.kernels.expand import expand, expand_all, triton
+from endor_jax.kernels.linear import linear
 from endor_jax.kernels.place import default_place
 from tests import shapes, strategies
 from tests.places import QUICKLY, on_this_device
@@ -321,6 +323,20 @@ def test_words_of_another_kind_are_refused(words: np.ndarray) -> None:
     message = rf"expand: got a part of dtype {words.dtype} and shape \(.*use jax.vmap for a batch"
     with pytest.raises(InvalidInputError, match=message):
         expand(SparseTensor((words,), layout))
+
+
+def test_a_part_shorter_than_its_layout_is_refused() -> None:
+    tensor = encode_array(np.ones((40, 300), np.float32), "packed:2")
+    words = np.asarray(tensor.parts[0])
+    least = least_words(tensor.layout)
+    assert 200 < least <= len(words)
+    assert expand(SparseTensor((words[:least],), tensor.layout)).shape == (40, 300)
+    short = SparseTensor((words[: least - 1],), tensor.layout)
+    message = f"a part of {least - 1:,} words, shorter than its layout says, expected at least {least:,}"
+    with pytest.raises(InvalidInputError, match=f"expand: got {message}"):
+        expand(short)
+    with pytest.raises(InvalidInputError, match=f"linear: got {message}"):
+        linear(jnp.ones((1, 300)), short)
 
 
 def test_an_implementation_that_the_device_lacks_is_refused() -> None:

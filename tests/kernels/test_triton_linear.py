@@ -19,19 +19,24 @@ from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.backends import Implementation, Place
-from endor_jax.kernels.config import SUMS_SHARE, linear_block
+from endor_jax.kernels.config import linear_block
 from endor_jax.kernels.expand import api as expand_api
 from endor_jax.kernels.expand import triton as expand_triton
 from endor_jax.kernels.linear import api, linear, triton
-from endor_jax.kernels.linear.triton import Body, body_of, fused
+from endor_jax.kernels.linear.triton import Body, bodies_for, body_of, fused
 from tests import shapes
 from tests.kernels.test_linear_product import NAMED, activations, assert_is_product, weight_and_tensor
+from tests.lowering import cuda_text
 from tests.places import QUICKLY
 from tests.shapes import NamedShape
 
 
 def interpreted(x: jax.Array, tensor: SparseTensor, body: Body | None = None) -> jax.Array:
     return triton.linear(x, tensor, x.dtype, body=body, interpret=True)
+
+
+WIDE = NamedShape("wide", (24, 1100), 0.5)
+"""Wide enough to be fused without being told."""
 
 
 @functools.cache
@@ -68,15 +73,16 @@ def test_every_kind_of_codec(dtype: str, body: Body, codec: str) -> None:
 def test_every_number_of_rows(rows: int, dtype: str) -> None:
     weight, tensor = weight_and_tensor(shapes.BY_NAME["word_tail"], dtype)
     x = activations((rows, 45), dtype)
-    assert_is_product(product()(x, tensor), np.asarray(x), weight, dtype)
+    body: Body = "vector" if dtype == "float32" else "tensor"
+    assert_is_product(product(body)(x, tensor), np.asarray(x), weight, dtype)
 
 
 @pytest.mark.parametrize(
     "dtypes", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")]
 )
 def test_x_of_another_dtype(dtypes: tuple[str, str]) -> None:
-    weight, tensor = weight_and_tensor(shapes.BY_NAME["word_tail"], dtypes[1])
-    x = activations((2, 45), dtypes[0])
+    weight, tensor = weight_and_tensor(WIDE, dtypes[1])
+    x = activations((2, 1100), dtypes[0])
     assert body_of(x, tensor.layout) == "vector"
     assert_is_product(product()(x, tensor), np.asarray(x), weight, dtypes[0])
 
@@ -118,27 +124,55 @@ def test_several_parts(rows: int) -> None:
     encoded = encode_record(layout, {"w": array})
     tensor = Record(encoded.parts, with_escapes(layout, encoded.escapes))["w"]
     x = activations((rows, 130), "bfloat16")
-    assert_is_product(product()(x, tensor), np.asarray(x), array, "bfloat16")
+    body: Body = "vector" if rows == 1 else "tensor"
+    assert_is_product(product(body)(x, tensor), np.asarray(x), array, "bfloat16")
 
 
 def test_under_vmap_over_x_and_over_both() -> None:
-    weights = [shapes.weights(shapes.BY_NAME["square"], "bfloat16", specials=False, seed=s) for s in range(2)]
-    layout = plan_layout({"w": TensorSpec((64, 64), "bfloat16", parse_codec("packed:2"))})
+    weights = [shapes.weights(WIDE, "bfloat16", specials=False, seed=seed) for seed in range(2)]
+    layout = plan_layout({"w": TensorSpec(WIDE.shape, "bfloat16", parse_codec("packed:2"))})
     encoded = [encode_record(layout, {"w": weight}) for weight in weights]
     place = with_escapes(layout, {"w": max(e.escapes["w"] for e in encoded)})["w"]
     length = max(len(e.parts[0]) for e in encoded)
     words = np.stack([np.pad(e.parts[0], (0, length - len(e.parts[0]))) for e in encoded])
-    x = activations((2, 5, 64), "bfloat16")
+    x = activations((2, 5, 1100), "bfloat16")
     many = jax.jit(jax.vmap(interpreted), compiler_options=QUICKLY)
     both = many(x, SparseTensor((jnp.asarray(words),), place))
     for got, each, weight in zip(both, x, weights, strict=True):
         assert_is_product(got, np.asarray(each), weight, "bfloat16")
     one = SparseTensor((jnp.asarray(words[0]),), place)
-    for got, each in zip(jax.vmap(interpreted, in_axes=(0, None))(x, one), x, strict=True):
+    shared = jax.jit(jax.vmap(interpreted, in_axes=(0, None)), compiler_options=QUICKLY)
+    for got, each in zip(shared(x, one), x, strict=True):
         assert_is_product(got, np.asarray(each), weights[0], "bfloat16")
-    far = activations((40, 4, 64), "bfloat16")  # more rows together than a fused product takes
-    for got, each in zip(jax.vmap(interpreted, in_axes=(0, None))(far, one), far, strict=True):
+    far = activations((40, 4, 1100), "bfloat16")  # more rows together than a fused product takes
+    for got, each in zip(shared(far, one), far, strict=True):
         assert_is_product(got, np.asarray(each), weights[0], "bfloat16")
+
+
+def test_a_batch_of_more_rows_than_are_fused_expands_once() -> None:
+    _, tensor = weight_and_tensor(WIDE)
+    assert isinstance(tensor.layout, FieldLayout)
+    for rows, loops in ((1, 0), (500, 0)):
+        x = jax.ShapeDtypeStruct((rows, 1, 1100), jnp.bfloat16)
+        product = functools.partial(triton.linear, output_dtype="bfloat16")
+        text = cuda_text(jax.vmap(product, in_axes=(0, None)), x, tensor)
+        assert text.count("stablehlo.while") == loops
+        assert ("endor_expand" in text) == (rows > 128)
+
+
+@pytest.mark.parametrize("body", ["vector", "tensor"])
+@pytest.mark.parametrize("columns", [384, 1536, 576])
+def test_what_follows_a_row_is_no_part_of_it(columns: int, body: Body) -> None:
+    """Rows whose last segment ends within a tile or with one, each before one that has an infinity."""
+    weight = shapes.weights(NamedShape("rows", (6, columns), 0.5), "bfloat16", specials=False)
+    weight[3, :8], weight[5, :8] = np.inf, np.nan
+    x = jnp.ones((1, columns), jnp.bfloat16)
+    y = np.asarray(product(body)(x, encode_array(weight, "raw"))).astype(np.float32)
+    assert np.isposinf(y[0, 3])
+    assert np.isnan(y[0, 5])
+    others = [0, 1, 2, 4]
+    exact = weight[others].astype(np.float64).sum(axis=1)
+    assert np.abs(y[0, others] - exact).max() < 0.02 * (1 + np.abs(exact).max())
 
 
 @pytest.fixture
@@ -161,8 +195,8 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("on_cuda")
 def test_the_public_product_and_its_gradient(rows: int, dtype: str) -> None:
-    weight, tensor = weight_and_tensor(shapes.BY_NAME["word_tail"], dtype)
-    x = activations((rows, 45), dtype)
+    weight, tensor = weight_and_tensor(WIDE, dtype)
+    x = activations((rows, 1100), dtype)
 
     def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = linear(x, tensor, implementation="triton")
@@ -170,7 +204,7 @@ def test_the_public_product_and_its_gradient(rows: int, dtype: str) -> None:
 
     gradient, y = jax.jit(jax.grad(total, has_aux=True), compiler_options=QUICKLY)(x)
     assert_is_product(y, np.asarray(x), weight, dtype)
-    assert_is_product(gradient, np.ones((rows, 7), np.float32), weight.T, dtype)
+    assert_is_product(gradient, np.ones((rows, 24), np.float32), weight.T, dtype)
 
 
 @pytest.mark.parametrize("body", ["vector", "tensor"])
@@ -197,6 +231,8 @@ BF16, F16, F32 = "bfloat16", "float16", "float32"
         (1, BF16, BF16, "packed:2", 9, "vector"),
         (2, BF16, BF16, "packed:2", 9, "tensor"),
         (128, F16, F16, "int8", 0, "tensor"),
+        (64, BF16, BF16, "packed:2", 9, "tensor"),
+        (65, BF16, BF16, "packed:2", 9, None),  # 128 and those of escapes would be an eighth of the matrix
         (129, BF16, BF16, "packed:2", 0, None),
         (0, BF16, BF16, "packed:2", 0, None),
         (4, F32, F32, "raw", 0, "vector"),
@@ -210,10 +246,11 @@ BF16, F16, F32 = "bfloat16", "float16", "float32"
 def test_what_is_fused(
     rows: int, x_dtype: str, weight_dtype: str, codec: str, escapes: int, body: Body | None
 ) -> None:
-    layout = plan_layout({"w": TensorSpec((64, 96), weight_dtype, parse_codec(codec))})["w"]
+    columns = 4096
+    layout = plan_layout({"w": TensorSpec((64, columns), weight_dtype, parse_codec(codec))})["w"]
     assert isinstance(layout, FieldLayout)
     layout = replace(layout, escape_capacity=escapes)
-    x = jax.ShapeDtypeStruct((rows, 96), jnp.dtype(x_dtype))
+    x = jax.ShapeDtypeStruct((rows, columns), jnp.dtype(x_dtype))
     assert fused(x, layout, x_dtype) == (body is not None)
     assert not fused(x, layout, "float64")
     if body is not None:
@@ -222,7 +259,7 @@ def test_what_is_fused(
 
 @pytest.mark.parametrize(
     ("shape", "rows", "expected"),
-    [((1, 2**29), 1, False), ((2**24, 64), 1, True), ((2**28, 1), 5, False), ((2**22, 64), 128, True)],
+    [((1, 2**29), 1, False), ((2**24, 64), 1, True), ((2**28, 1), 5, False), ((2**16, 8192), 128, True)],
 )
 def test_x_and_sums_that_int32_cannot_index_are_not_fused(
     shape: tuple[int, int], rows: int, expected: bool
@@ -232,16 +269,23 @@ def test_x_and_sums_that_int32_cannot_index_are_not_fused(
 
 
 @pytest.mark.parametrize(
-    "shape", [(64, 64), (4096, 4096), (8192, 28672), (28672, 8192), (100, 40_000)], ids=str
+    "shape", [(64, 64), (4096, 4096), (8192, 28672), (28672, 8192), (4096, 576)], ids=str
 )
-@pytest.mark.parametrize("rows", [16, 32, 64, 128])
-def test_programs_share_the_matrix_out_and_their_sums_stay_small(shape: tuple[int, int], rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 4, 16, 32, 64, 128])
+@pytest.mark.parametrize("escapes", [0, 1000])
+def test_programs_share_the_matrix_out_and_their_sums_stay_small(
+    shape: tuple[int, int], rows: int, escapes: int
+) -> None:
+    """An eighth of the dense matrix, where a product is fused at all."""
     layout = plan_layout({"w": TensorSpec(shape, "bfloat16", parse_codec("packed:2"))})["w"]
     assert isinstance(layout, FieldLayout)
-    for tensor_cores in (False, True):
-        block = linear_block(layout, tensor_cores=tensor_cores, rows=rows)
+    layout = replace(layout, escape_capacity=escapes)
+    bodies = bodies_for(jax.ShapeDtypeStruct((rows, shape[1]), jnp.bfloat16), layout)
+    assert bodies or rows >= 64 or shape[1] < 1024
+    for body in bodies:
+        padded = rows if body == "vector" else max(16, rows)
+        block = linear_block(layout, tensor_cores=body == "tensor", rows=padded)
         assert 1 <= block.segments <= layout.segments
         assert block.rows % block.at_once == 0
-    sums = -(-layout.segments // block.segments)
-    once = rows * shape[0] * 4  # the product itself, in float32
-    assert sums * once <= max(once, 2 * math.prod(shape) // SUMS_SHARE)
+        sums = -(-layout.segments // block.segments) + bool(escapes)
+        assert sums * padded * shape[0] * 4 < 2 * math.prod(shape) / 8

@@ -7,10 +7,10 @@ from typing import Any, overload
 import jax
 from jax import lax
 
-from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
+from endor_jax.kernels.check import check_parts
 from endor_jax.kernels.expand import cpu, triton, xla
 from endor_jax.kernels.place import cpu_place, default_place, place_of
 
@@ -39,8 +39,8 @@ def expand(tree: Any, *, after: jax.Array | None = None, implementation: Impleme
     that are each multiplied with what the one before gave, only one is dense at a time.
 
     Works outside and inside jit, vmap, grad (it has no gradient: its input is integers), checkpoint, scan and
-    shard_map. Raises InvalidInputError for words that are not uint32 vectors, UnsupportedError for an
-    implementation the device lacks.
+    shard_map. Raises InvalidInputError for words that are not uint32 vectors or too few, UnsupportedError for
+    an implementation the device lacks.
     """
 
     def dense(leaf: Any) -> Any:
@@ -54,14 +54,7 @@ def expand(tree: Any, *, after: jax.Array | None = None, implementation: Impleme
 def _expand(
     tensor: SparseTensor, after: jax.Array | None, implementation: Implementation | None
 ) -> jax.Array:
-    for words in tensor.parts:
-        if words.dtype != "uint32" or len(words.shape) != 1:
-            raise InvalidInputError(
-                "expand",
-                got=f"a part of dtype {words.dtype} and shape {words.shape}",
-                expected="uint32 vectors",
-                fix="pass what encode or record[name] gave; use jax.vmap for a batch",
-            )
+    check_parts("expand", tensor)
     if implementation is None:
         return _expand_anywhere(tensor, after)
     return _EXPAND[resolve(implementation, place_of(tensor))](tensor, after)

@@ -15,6 +15,7 @@ from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import DenseLayout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.backends import Implementation, resolve
+from endor_jax.kernels.check import check_parts
 from endor_jax.kernels.custom_call import varying_as
 from endor_jax.kernels.expand import expand
 from endor_jax.kernels.expand.cpu import expand as cpu_expand
@@ -49,6 +50,7 @@ def linear(
             expected="(..., inputs) and (outputs, inputs)",
             fix="transpose or reshape the weight before encoding it",
         )
+    check_parts("linear", tensor)
     result = jnp.dtype(x.dtype if output_dtype is None else output_dtype)
     # Its gradient is then summed over the devices that hold other weights.
     x = varying_as(jnp.asarray(x), *tensor.parts)

@@ -25,9 +25,11 @@ from jaxtyping import Array, Float, UInt32
 from endor_jax.arrays import FLOAT_FORMATS
 from endor_jax.format.layout import TENSOR_LIMIT, FieldLayout, TensorLayout
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.kernels.config import LinearBlock, linear_block
+from endor_jax.kernels.config import LinearBlock, linear_block, most_sums
 from endor_jax.kernels.custom_call import mapped, varying_as
+from endor_jax.kernels.expand.triton import expand
 from endor_jax.kernels.linear import triton_tensor, triton_vector
+from endor_jax.kernels.linear.dense import dense
 from endor_jax.kernels.triton_fields import groups_of
 
 Body = Literal["vector", "tensor"]
@@ -40,13 +42,19 @@ MOST_ROWS = 128
 
 
 def bodies_for(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> tuple[Body, ...]:
-    """The bodies that can multiply these: tensor cores want x in the dtype of the matrix, one of 16 bits."""
+    """The bodies that can multiply these: tensor cores want x in the dtype of the matrix, one of 16 bits. No
+    body if its sums would be an eighth of the dense matrix or more: that may as well be expanded.
+    """
     rows = math.prod(x.shape[:-1])
-    if triton_tensor.padded_rows(rows) * 2 * max(layout.rows, layout.columns) >= TENSOR_LIMIT:
+    padded = triton_tensor.padded_rows(rows)
+    if not 1 <= rows <= MOST_ROWS or padded * 2 * max(layout.rows, layout.columns) >= TENSOR_LIMIT:
         return ()  # x and the sums are indexed with int32
-    on_tensor_cores = x.dtype == layout.dtype and layout.number.bits == 16 and 1 <= rows <= MOST_ROWS
-    element_by_element = 1 <= rows <= VECTOR_ROWS
-    return ("vector",) * element_by_element + ("tensor",) * on_tensor_cores
+    bodies: tuple[Body, ...] = ()
+    if rows <= VECTOR_ROWS and layout.segments <= most_sums(layout, rows=rows):
+        bodies = ("vector",)
+    if x.dtype == layout.dtype and layout.number.bits == 16 and most_sums(layout, rows=padded) > 0:
+        bodies = (*bodies, "tensor")
+    return bodies
 
 
 def body_of(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> Body | None:
@@ -105,9 +113,13 @@ def linear(
         size: int, batched: Sequence[bool], x: Float[Array, " ..."], *words: UInt32[Array, " ..."]
     ) -> tuple[Float[Array, " ..."], bool]:
         batch = jnp.broadcast_to(x, (size, *x.shape)) if not batched[0] else x
-        one = jax.ShapeDtypeStruct((math.prod(batch.shape[:-1]), batch.shape[-1]), batch.dtype)
-        if any(batched[1:]) or not fused(one, layout, output_dtype):
+        if any(batched[1:]):
             return mapped(product, batched, x, *words), True
+        together = jax.ShapeDtypeStruct((math.prod(batch.shape[:-1]), batch.shape[-1]), batch.dtype)
+        if body is None and not fused(together, layout, output_dtype):
+            # More rows of x than a fused product has: the matrix is expanded, once.
+            weight = expand(SparseTensor(words, layout), batch, interpret=interpret)
+            return dense(batch, weight, output_dtype=output_dtype), True
         return product(batch, *words), True  # a batch of x is more rows of x
 
     return product(x, *(jnp.asarray(words) for words in tensor.parts))

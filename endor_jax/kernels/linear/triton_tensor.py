@@ -15,6 +15,7 @@ from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int, UInt32
 
 from endor_jax.arrays import dtype_from_name
+from endor_jax.format.bitmap import words_per_row
 from endor_jax.format.layout import FieldLayout
 from endor_jax.kernels.config import LinearBlock
 from endor_jax.kernels.linear.triton_escapes import CHUNK, escapes_of
@@ -76,9 +77,11 @@ def multiply(
         return position, sums + pltriton.dot(weights, values, trans_b=True)
 
     begin = which * block.segments
-    end = jnp.minimum(begin + block.segments, layout.segments)
+    # Not to the end of the last segment: what follows a row in the part are no elements of it.
+    in_row = -(-words_per_row(layout.columns) // groups.words)
+    end = jnp.minimum((begin + block.segments) * tiles, in_row)
     state = segment_start(words, layout, existing, begin), _zeros(block.rows, rows)
-    _, sums = lax.fori_loop(begin * tiles, end * tiles, add, state)
+    _, sums = lax.fori_loop(begin * tiles, end, add, state)
     _write(out, sums, row, which, layout)
 
 
