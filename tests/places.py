@@ -16,6 +16,14 @@ QUICKLY = {
 }
 """Compiler options for what Pallas' interpreter makes of a kernel: compiling that takes longest."""
 
+INTERPRET = default_place().platform != "gpu"
+"""Whether Triton's kernels are run by Pallas' interpreter here."""
+
+
+def marked_on_this_device() -> list[pytest.MarkDecorator]:
+    """Marks of a module that a GPU runs as it is, and the interpreter elsewhere."""
+    return [] if INTERPRET else [pytest.mark.gpu]
+
 
 def on_this_device(names: Iterable[Any], *, platform: str | None = None) -> list[Any]:
     """Each name once, as a parameter. Where JAX computes on a GPU all are marked `gpu`: `pytest -m gpu` there

@@ -110,6 +110,10 @@ def other_rows() -> list[Case]:
     """Products with other numbers of rows of x."""
     vector = [Case("vector", SQUARE, dtype, "packed:2", rows=rows) for dtype in CODECS for rows in (2, 3, 4)]
     numbers = (1, 2, 16, 32, 64, 128)
+    escaping = [
+        Case("tensor", SQUARE, "bfloat16", "packed:2", escapes=1000, rows=rows) for rows in (16, 32, 64)
+    ]
+    escaping += [Case("vector", (4096, 64), "bfloat16", "packed:2", escapes=1000, rows=1)]
     tensor = [
         Case("tensor", SQUARE, "bfloat16", codec, rows=rows)
         for codec in ("packed:2", "int4")
@@ -120,7 +124,7 @@ def other_rows() -> list[Case]:
         for capability in targets.DEVICES
         if capability != targets.H200
     ]
-    return [*vector, *tensor, *largest]
+    return [*vector, *tensor, *escaping, *largest]
 
 
 def _multiplies(case: Case) -> bool:

@@ -47,6 +47,13 @@ class Compiled:
     temporary_bytes: int
     seconds: float
 
+    @property
+    def instructions_per_element(self) -> float:
+        """Of the first kernel: of its longest loop where it has one, which is that over the elements wherever
+        rows are long; else of all of it."""
+        kernel = self.kernels[0]
+        return max(kernel.loops, default=kernel.instructions) / self.elements_per_thread
+
 
 class Compiler:
     """A process that compiles one case after the other; what was compiled is kept."""

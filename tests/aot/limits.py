@@ -43,7 +43,7 @@ def _expand(case: Case, compiled: Compiled) -> Iterator[str]:
     itemsize, elements = dtype_from_name(case.dtype).itemsize, math.prod(case.shape)
     if case.shape[-1] * itemsize % 16 == 0 and set(kernel.stores) != {"128"}:
         yield f"stores of {kernel.stores} bits"
-    per_element = kernel.instructions / compiled.elements_per_thread
+    per_element = compiled.instructions_per_element
     if elements >= SMALLEST_MEASURED and per_element > _most_per_element(case):
         yield f"{per_element:.1f} instructions per element, at most {_most_per_element(case)}"
     expected = ("custom-call",) + (("fusion of scatter",) if case.escapes else ())
@@ -60,9 +60,8 @@ def _product(case: Case, compiled: Compiled) -> Iterator[str]:
     if len(compiled.kernels) != 1:
         yield f"{len(compiled.kernels)} kernels"
         return
-    (kernel,) = compiled.kernels
     dense_bytes = math.prod(case.shape) * dtype_from_name(case.dtype).itemsize
-    per_element = max(kernel.loops, default=kernel.instructions) / compiled.elements_per_thread
+    per_element = compiled.instructions_per_element
     if _few_rows(case) and per_element > PER_ELEMENT:
         yield f"{per_element:.1f} instructions per element, at most {PER_ELEMENT}"
     if math.prod(case.shape) < SMALLEST_MEASURED:

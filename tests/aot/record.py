@@ -9,10 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import endor_jax.kernels
 from endor_jax.bench.environment import environment
 from tests.aot import cases, machine_code, targets
 from tests.aot.cases import Case
@@ -50,6 +52,20 @@ def main() -> None:
     Console(width=max(120, Console().width)).print(table(compiled))
 
 
+def sources() -> dict[str, str]:
+    """Digests of the files that kernels are made of, by name."""
+    kernels = Path(endor_jax.kernels.__file__).parent
+    files = [kernels / "config.py", *kernels.glob("triton_*.py"), *kernels.glob("*/triton*.py")]
+    return {
+        str(path.relative_to(kernels)): xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(files)
+    }
+
+
+def recorded_sources() -> dict[str, str]:
+    """Those that the committed record was made of."""
+    return json.loads(PATH.read_text())["sources"]
+
+
 def read() -> dict[Case, Compiled]:
     """What the committed record says."""
     return {
@@ -69,8 +85,7 @@ def table(compiled: Mapping[Case, Compiled]) -> Table:
 
 
 def _figures(compiled: Compiled, kernel: Kernel) -> Iterator[str]:
-    counted = max(kernel.loops, default=kernel.instructions)
-    yield f"{counted / compiled.elements_per_thread:.2f}"
+    yield f"{compiled.instructions_per_element:.2f}"
     yield from (str(kernel.registers), str(kernel.spill_bytes))
     yield ", ".join(f"{count} × {bits}" for bits, count in kernel.stores.items())
     yield str(kernel.shared_bytes)
@@ -84,13 +99,14 @@ def _to_json(compiled: Mapping[Case, Compiled]) -> dict[str, Any]:
             "packages": {name: version(name) for name in PACKAGES},
             "tools": {name: machine_code.tool_version(name) for name in TOOLS},
         },
+        "sources": sources(),
         "devices": targets.DEVICES,
         "note": "Compiled, not run. Of devices but the H200 only name and compute capability are their own: "
         "cores, memory and the like, as XLA was told them, are the H200's.",
         "cases": [
             {
                 "case": asdict(case),
-                "instructions_per_element": each.kernels[0].instructions / each.elements_per_thread,
+                "instructions_per_element": each.instructions_per_element,
                 "compiled": asdict(each),
             }
             for case, each in compiled.items()

@@ -32,6 +32,11 @@ def test_the_record_has_every_case() -> None:
         assert named - absent <= found
 
 
+def test_the_record_is_of_these_kernels() -> None:
+    """BUILD.md says how to make it again."""
+    assert record.recorded_sources() == record.sources()
+
+
 @pytest.mark.parametrize("kernel", cases.PROGRAMS)
 def test_every_limit_is_kept(kernel: str) -> None:
     broken = [each for case, compiled in kept(kernel).items() for each in broken_limits(case, compiled)]

