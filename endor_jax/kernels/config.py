@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from endor_jax.format.layout import FieldLayout
-from endor_jax.kernels.triton_fields import groups_of
+from endor_jax.kernels.groups import groups_of
 
 WARP = 32
 """Threads of a warp, of every CUDA device."""

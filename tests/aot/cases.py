@@ -16,8 +16,8 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.config import WARP, expand_block, linear_block
 from endor_jax.kernels.expand import triton as expand_triton
+from endor_jax.kernels.groups import groups_of
 from endor_jax.kernels.linear import triton as linear_triton
-from endor_jax.kernels.triton_fields import groups_of
 from tests.aot import targets
 
 CODECS = {

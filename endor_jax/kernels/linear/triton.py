@@ -28,9 +28,9 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.kernels.config import LinearBlock, linear_block, most_sums
 from endor_jax.kernels.custom_call import mapped, varying_as
 from endor_jax.kernels.expand.triton import expand
+from endor_jax.kernels.groups import groups_of
 from endor_jax.kernels.linear import triton_tensor, triton_vector
 from endor_jax.kernels.linear.dense import dense
-from endor_jax.kernels.triton_fields import groups_of
 
 Body = Literal["vector", "tensor"]
 _BODIES = {"vector": triton_vector, "tensor": triton_tensor}

@@ -15,7 +15,7 @@ from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int, UInt32
 
 from endor_jax.format.layout import FieldLayout
-from endor_jax.kernels.triton_fields import WORD_BITS
+from endor_jax.kernels.groups import WORD_BITS
 
 CHUNK = 128
 

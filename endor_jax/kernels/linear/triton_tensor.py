@@ -18,8 +18,9 @@ from endor_jax.arrays import dtype_from_name
 from endor_jax.format.bitmap import words_per_row
 from endor_jax.format.layout import FieldLayout
 from endor_jax.kernels.config import LinearBlock
+from endor_jax.kernels.groups import groups_of
 from endor_jax.kernels.linear.triton_escapes import CHUNK, escapes_of
-from endor_jax.kernels.triton_fields import Chunk, chunk_words, groups_of, halves_in_order, segment_start
+from endor_jax.kernels.triton_fields import Chunk, chunk_words, halves_in_order, segment_start
 
 LEAST_ROWS = 16
 """Of x, of any factor that Triton gives to tensor cores."""

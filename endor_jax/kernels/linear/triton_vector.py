@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from endor_jax.format.layout import FieldLayout
 from endor_jax.kernels.config import LinearBlock
+from endor_jax.kernels.groups import groups_of
 from endor_jax.kernels.linear.triton_escapes import escapes_of
-from endor_jax.kernels.triton_fields import element_words, groups_of
+from endor_jax.kernels.triton_fields import element_words
 
 
 def padded_rows(rows: int) -> int:
