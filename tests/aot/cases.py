@@ -15,6 +15,7 @@ from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import parse_codec
 from endor_jax.kernels.config import WARP, expand_block, linear_block
+from endor_jax.kernels.expand import mosaic as expand_mosaic
 from endor_jax.kernels.expand import triton as expand_triton
 from endor_jax.kernels.groups import groups_of
 from endor_jax.kernels.linear import triton as linear_triton
@@ -76,7 +77,8 @@ def every() -> list[Case]:
         for kind in kinds
         for case in kind(kernel, rows)
     ]
-    return [*expanding, *(case for case in products if _multiplies(case)), *other_rows()]
+    mosaic = [case for kind in kinds[:2] for case in kind("mosaic expand", 0)]  # for Hopper alone
+    return [*expanding, *mosaic, *(case for case in products if _multiplies(case)), *other_rows()]
 
 
 def every_codec(kernel: str, rows: int) -> list[Case]:
@@ -152,7 +154,8 @@ def _expand(case: Case) -> Program:
     assert isinstance(tensor.layout, FieldLayout)
     block, groups = expand_block(tensor.layout), groups_of(tensor.layout)
     elements = block.rows * groups.width // (WARP * block.warps)
-    return Program(expand_triton.expand, (tensor,), elements)
+    expand = expand_mosaic.expand if case.kernel == "mosaic expand" else expand_triton.expand
+    return Program(expand, (tensor,), elements)
 
 
 def _product(case: Case) -> Program:
@@ -168,5 +171,10 @@ def _product(case: Case) -> Program:
     return Program(function, (x, tensor), block.at_once * width // (WARP * block.warps))
 
 
-PROGRAMS: dict[str, Callable[[Case], Program]] = {"expand": _expand, "vector": _product, "tensor": _product}
-"""Expand, and the two bodies of the fused product."""
+PROGRAMS: dict[str, Callable[[Case], Program]] = {
+    "expand": _expand,
+    "mosaic expand": _expand,
+    "vector": _product,
+    "tensor": _product,
+}
+"""Expand, by Triton and by Mosaic, and the two bodies of the fused product."""

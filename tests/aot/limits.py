@@ -84,6 +84,7 @@ def _most_per_element(case: Case) -> int:
 
 LIMITS: dict[str, Callable[[Case, Compiled], Iterator[str]]] = {
     "expand": _expand,
+    "mosaic expand": _expand,
     "vector": _product,
     "tensor": _product,
 }
