@@ -150,7 +150,8 @@ def _integers(
     top, field = WORD_BITS - layout.field_bits, (1 << layout.field_bits) - 1
 
     def element(integer: UInt32[Array, " ..."]) -> UInt32[Array, " ..."]:
-        signed = lax.bitcast_convert_type(integer << jnp.uint32(top), jnp.int32) >> jnp.int32(top)
+        # Not bitcast_convert_type: Mosaic (jax 0.11.2) goes on taking its result for unsigned.
+        signed = (integer << jnp.uint32(top)).astype(jnp.int32) >> jnp.int32(top)
         product = (signed.astype(jnp.float32) * scale).astype(dtype_from_name(layout.dtype))
         return lax.bitcast_convert_type(product, layout.number.unsigned).astype(jnp.uint32)
 

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,8 +32,8 @@ LAUNCHED = re.compile(
     r"shared_memory: (?P<shared>\d+)"
 )
 MOSAIC_KERNEL = re.compile(r'"mosaic_gpu_v2".* backend_config=\{kernel_hash = "(.*?)", module')
-_mosaic_kernels: dict[str, tuple[Kernel, ...]] = {}
-"""By hash, in the process that compiles: a kernel of another case that is the same one is not made again."""
+_mosaic_ptx: dict[str, str] = {}
+"""By hash, in the process that compiles: Mosaic compiles what it has compiled before no second time."""
 NAMES = {"parameter", "bitcast", "tuple", "get-tuple-element"}
 """Operations of optimised HLO that only give memory a name."""
 
@@ -72,6 +72,10 @@ class Compiler:
             self._compiled[case] = self._pool.submit(_compile, case, self._dump).result()
         return self._compiled[case]
 
+    def ptx(self, function: Callable[..., Any], *arguments: Any) -> str:
+        """For an H200, the text of the module with our kernel, of a function that has one."""
+        return self._pool.submit(_ptx, function, arguments, self._dump).result()
+
 
 def missing() -> str | None:
     """What is not installed that compiling without a GPU needs; None where nothing is missing."""
@@ -102,11 +106,9 @@ def _start(folder: str) -> None:
 
 def _compile(case: Case, folder: Path) -> Compiled:
     """In the process that `_start` prepared."""
-    for path in folder.iterdir():
-        path.unlink()
     began = time.perf_counter()
     wanted = program(case)
-    executable = _executable(wanted.function, wanted.arguments, case.capability)
+    executable = _executable_and_ptx(wanted.function, wanted.arguments, case.capability, folder=folder)
     seconds = time.perf_counter() - began
     memory = executable.memory_analysis()
     found = [each for ptx in sorted(folder.glob("*.ptx")) for each in machine_code.kernels(ptx)]
@@ -114,8 +116,6 @@ def _compile(case: Case, folder: Path) -> Compiled:
         launch["name"]: launch for text in _launch_texts(folder) for launch in LAUNCHED.finditer(text)
     }
     kernels = tuple(_launched(each, launches) for each in found if each.name.startswith("endor_"))
-    if same := MOSAIC_KERNEL.search(executable.as_text()):
-        kernels = _mosaic_kernels.setdefault(same[1], kernels)
     assert kernels, f"{case}: XLA left no kernel of ours among {[each.name for each in found]}"
     return Compiled(
         kernels,
@@ -126,6 +126,28 @@ def _compile(case: Case, folder: Path) -> Compiled:
         temporary_bytes=memory.temp_size_in_bytes,
         seconds=seconds,
     )
+
+
+def _ptx(function: Callable[..., Any], arguments: Any, folder: Path) -> str:
+    """In the process that `_start` prepared."""
+    _executable_and_ptx(function, arguments, targets.H200, folder=folder)
+    (text,) = (ptx for ptx in (path.read_text() for path in folder.glob("*.ptx")) if ".entry endor_" in ptx)
+    return text
+
+
+def _executable_and_ptx(
+    function: Callable[..., Any], arguments: Any, capability: str, *, folder: Path
+) -> Any:
+    """The executable; the folder is left with the PTX of its kernels and nothing of another case."""
+    for path in folder.iterdir():
+        path.unlink()
+    executable = _executable(function, arguments, capability)
+    if kernel := MOSAIC_KERNEL.search(executable.as_text()):
+        for path in folder.glob("endor_*.ptx"):
+            _mosaic_ptx[kernel[1]] = path.read_text()
+            path.unlink()
+        (folder / "mosaic.ptx").write_text(_mosaic_ptx[kernel[1]])
+    return executable
 
 
 def _executable(function: Any, arguments: Any, capability: str) -> Any:
