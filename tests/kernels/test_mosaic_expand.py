@@ -190,10 +190,10 @@ def test_what_is_waited_for_is_an_operand() -> None:
 
 
 def test_it_lowers_inside_shard_map_and_vmap() -> None:
-    tensor = abstract_tensor((16, 256), "bfloat16", "packed:2", escapes=10, parts=2)
+    tensor = abstract_tensor((16, 256), "bfloat16", "packed:2", escapes=10)
     stacked = jax.tree.map(lambda words: jax.ShapeDtypeStruct((2, *words.shape), words.dtype), tensor)
     assert CALL in large_operations(cuda_lowered(jax.vmap(mosaic.expand), stacked), 16 * 256)
-    mesh = jax.sharding.AbstractMesh((2,), ("rows",))
+    mesh = jax.sharding.AbstractMesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = PartitionSpec("rows")
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)

@@ -30,7 +30,10 @@ from endor_jax.kernels.warpgroup import WARP, WARPS, Warpgroup, warpgroup
 
 
 def expand(tensor: SparseTensor, earlier: jax.Array | None = None) -> Shaped[Array, " *shape"]:
-    """The dense array. See `endor_jax.kernels.expand.api.expand`."""
+    """The dense array. See `endor_jax.kernels.expand.api.expand`.
+
+    On jax 0.11 a tensor of several parts inside shard_map needs check_vma=False: Pallas says so.
+    """
     if isinstance(tensor.layout, DenseLayout):  # its own bytes: nothing to expand
         return xla.expand(tensor, earlier)
     return expand_by_part(tensor, earlier, _expand_part)
