@@ -55,7 +55,9 @@ def main() -> None:
 def sources() -> dict[str, str]:
     """Digests of the files that kernels are made of, by name."""
     kernels = Path(endor_jax.kernels.__file__).parent
-    files = [kernels / "config.py", *kernels.glob("triton_*.py"), *kernels.glob("*/triton*.py")]
+    shared = [kernels / f"{name}.py" for name in ("config", "groups", "triton_fields", "warpgroup")]
+    files = [*shared, *(kernels / "expand" / f"{name}.py" for name in ("by_part", "mosaic", "triton"))]
+    files += (kernels / "linear").glob("triton*.py")
     return {
         str(path.relative_to(kernels)): xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(files)
     }
