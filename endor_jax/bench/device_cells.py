@@ -41,8 +41,7 @@ class Walk(Generic[CellT]):
     """Cells in order, until all are done or the next would not fit into `limit_seconds`.
 
     expected_seconds: per cell, before any is measured; afterwards the mean of those that are. report: called
-    with what is being done and how long the rest will take. left_out: after the walk, the cells it did not
-    come to.
+    with what is being done and how long the rest will take. left_out: the cells it has not come to.
     """
 
     cells: Sequence[CellT]
@@ -60,6 +59,7 @@ class Walk(Generic[CellT]):
                 self.left_out = tuple(self.cells[number:])
                 self.report(f"{len(self.left_out)} cells left out: no more than {self.limit_seconds:.0f} s")
                 return
+            self.left_out = tuple(self.cells[number + 1 :])
             left = len(self.cells) - number
             self.report(f"{cell} ({number + 1} of {len(self.cells)}; about {left * each:.0f} s left)")
             yield cell

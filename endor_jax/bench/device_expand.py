@@ -134,7 +134,7 @@ def measure_device_expand(
     record = DeviceExpandRecord(settings, (), (), device, surroundings)
     for cell in walk:
         case = expand_case(settings, cell, copies=copies, cache_bytes=device.cache_bytes)
-        record = DeviceExpandRecord(settings, (*record.cases, case), (), device, surroundings)
+        record = DeviceExpandRecord(settings, (*record.cases, case), walk.left_out, device, surroundings)
         keep(record)
     return DeviceExpandRecord(settings, record.cases, walk.left_out, device, surroundings)
 

@@ -163,7 +163,7 @@ def measure_device_linear(
             del weights  # before the next ones take its memory
             weights = Weights.of(cell, settings.dtype, device.cache_bytes)
         case = linear_case(settings, cell, weights, copies)
-        record = DeviceLinearRecord(settings, (*record.cases, case), (), device, surroundings)
+        record = DeviceLinearRecord(settings, (*record.cases, case), walk.left_out, device, surroundings)
         keep(record)
     return DeviceLinearRecord(settings, record.cases, walk.left_out, device, surroundings)
 

@@ -67,7 +67,8 @@ def resolve(requested: Implementation | None, place: Place) -> Implementation:
 def _why_not(requested: Implementation, place: Place) -> tuple[str, str]:
     """What to add to the name of an implementation that is not there, and what to do."""
     if requested == "mosaic":
-        return ", which no record of a device has shown to be right", "leave it out to take the best one"
+        why = ": for Hopper it is written, and no record of a device has shown it to be right"
+        return why, "leave it out to take the best one"
     if requested == "cpu" and place.platform == "cpu":
         return ", and it was not built", "install g++ and endor_jax again"
     if requested == "triton" and place.capability is not None:

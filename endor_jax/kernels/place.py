@@ -22,7 +22,9 @@ def place_of(tensor: SparseTensor) -> Place:
 
 def default_place() -> Place:
     """Of the device that JAX takes where none is named."""
-    return place_at(jax.devices()[0], native.instruction_sets())
+    named = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]  # device, platform, None
+    device = jax.devices(named)[0] if named is None or isinstance(named, str) else named
+    return place_at(device, native.instruction_sets())
 
 
 def cpu_place() -> Place:

@@ -62,7 +62,7 @@ def refuse(where: str, options: dict[str, Any]) -> None:
     from endor_jax.errors import OptionError
 
     for name, value in options.items():
-        if value:
+        if value is not None and value is not False:
             raise OptionError(
                 name,
                 got=str(value),

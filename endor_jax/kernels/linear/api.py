@@ -35,9 +35,9 @@ def linear(
 
     Products are summed in float32. With few rows of x the matrix is never expanded on CPU and CUDA
     (`cpu.fused` and `triton.fused` say when); otherwise it is, inside jit only when x is there. The gradient
-    with respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. Raises
-    InvalidInputError unless shapes agree and x is float, UnsupportedError for an implementation the device
-    lacks.
+    with respect to x is g @ expand(tensor): nothing dense is kept for the backward pass. On CUDA a row of x
+    with an infinity may give NaN where the dense product gives an infinity. Raises InvalidInputError unless
+    shapes agree and x is float, UnsupportedError for an implementation the device lacks.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InvalidInputError(
