@@ -15,9 +15,11 @@ import numpy as np
 WARP = 32
 SPACING = 1 << 40
 """Bytes between the addresses of two arguments; the first is at the first multiple."""
-INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+) )?([\w.:]+)\s*(.*);$")
+INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+) )?([\w.:]+)\s*(.*)$")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
-ADDRESS = re.compile(r"\[(%rd\d+)(?:\+(-?\d+))?\]")
+ADDRESS = re.compile(r"\[(%rd?\d+)(?:\+(-?\d+))?\]")
+SHARED, SHARED_BYTES = 1 << 12, 1 << 14
+"""Where a block's shared memory begins, and how much it has."""
 FLOATS = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32}
 COMPARISONS = {
     "eq": np.equal,
@@ -39,8 +41,8 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
     "neg": np.negative,
     "cvta": lambda address: address,
 }
-NOTHING = {"fence", "bar"}
-"""Instructions that order what one thread sees of another's memory; none of ours looks."""
+NOTHING = {"fence", "bar", "griddepcontrol"}
+"""Instructions that wait, for threads or kernels: here all threads do one instruction after the other."""
 
 
 def run_ptx(text: str, arguments: Sequence[np.ndarray], *, blocks: int, threads: int) -> np.ndarray:
@@ -61,7 +63,10 @@ class Machine:
         self.values = {
             "%tid.x": (self.thread % threads).astype(np.uint32),
             "%ctaid.x": (self.thread // threads).astype(np.uint32),
+            "global_smem": np.full(blocks * threads, SHARED, np.uint64),
         }
+        self.block = self.thread // threads
+        self.shared = np.zeros((blocks, SHARED_BYTES), np.uint8)
         self.active = np.ones(blocks * threads, bool)
 
     def run(self, text: str) -> None:
@@ -73,23 +78,30 @@ class Machine:
             elif label := re.match(r"(\$L\w+):", line):
                 self.active = self.active | waiting.pop(label[1], False)
             elif line and line[0] not in ".{":
-                found = INSTRUCTION.match(line)
-                assert found, line
-                negated, guard, name, operands = found.groups()
-                everyone, names = self.active, OPERAND.findall(operands)
-                if guard:
-                    self.active = everyone & (self.values[guard] ^ bool(negated))
-                if name == "ret":
-                    assert not guard
-                    assert not waiting
-                    return
-                if name.startswith("bra"):
-                    waiting[names[0]] = waiting.get(names[0], False) | self.active
-                    self.active = everyone & ~self.active
-                else:
-                    self._execute(name.split("."), [each.strip() for each in names])
-                    self.active = everyone
+                for statement in line.rstrip(";").split(";"):
+                    if self._statement(statement.strip(), waiting):
+                        return
         raise AssertionError("no end")
+
+    def _statement(self, statement: str, waiting: dict[str, np.ndarray]) -> bool:
+        """Does one; whether it was the end."""
+        found = INSTRUCTION.match(statement)
+        assert found, statement
+        negated, guard, name, operands = found.groups()
+        everyone, names = self.active, OPERAND.findall(re.sub(r"\s", "", operands))
+        if guard:
+            self.active = everyone & (self.values[guard] ^ bool(negated))
+        if name == "ret":
+            assert not guard
+            assert not waiting
+            return True
+        if name.startswith("bra"):
+            waiting[names[0]] = waiting.get(names[0], False) | self.active
+            self.active = everyone & ~self.active
+        else:
+            self._execute(name.split("."), names)
+            self.active = everyone
+        return False
 
     def _declare(self, line: str) -> None:
         found = re.fullmatch(r"\.reg \.(\w+)\s+(%[a-z]+)<(\d+)>;", line)
@@ -116,7 +128,7 @@ class Machine:
             if value.dtype.itemsize > kind.itemsize:
                 value = value.astype(f"uint{8 * kind.itemsize}")
             return value.view(kind)
-        number = int(operand[2:], 16) if operand.startswith("0f") else int(operand, 0)
+        number = int(operand[2:], 16) if operand.startswith("0f") else int(operand.rstrip("U"), 0)
         if kind.kind == "b":
             return np.full(len(self.thread), bool(number))
         bits = 8 * kind.itemsize
@@ -179,9 +191,22 @@ class Machine:
         above = 32 - first - length
         self._write(operands[0], value << above.astype(kind) >> (above + first).astype(kind))
 
+    def _prmt(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
+        """Any four bytes of two words; with bit 3 of its number, a byte's sign eight times."""
+        assert list(modifiers) == ["b32"], modifiers
+        low, high, selector = (self._read(each, np.dtype(np.uint32)) for each in operands[1:])
+        held = np.stack([low, high], axis=-1).view(np.uint8)
+        chosen = []
+        for place in range(4):
+            number = (selector >> np.uint32(4 * place)) & np.uint32(15)
+            byte = held[np.arange(len(held)), number & np.uint32(7)]
+            signs = (byte.view(np.int8) >> 7).view(np.uint8)
+            chosen.append(np.where(number & np.uint32(8), signs, byte))
+        self._write(operands[0], np.stack(chosen, axis=-1).view(np.uint32)[:, 0])
+
     def _mul(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
         kind = _type(modifiers[-1])
-        assert modifiers[0] in ("lo", "wide", "f32", "f16"), modifiers  # none that flushes subnormals
+        assert modifiers[0] in ("lo", "wide", "rn", "f32", "f16"), modifiers  # none that flushes subnormals
         one, other = (self._read(each, kind) for each in operands[1:3])
         if modifiers[0] == "wide":
             kind = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
@@ -220,12 +245,57 @@ class Machine:
         self._write(elected, self.thread % WARP == 0)
 
     def _shfl(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
-        assert list(modifiers) == ["sync", "idx", "b32"], modifiers
-        assert operands[3:] == ["31", "-1"], operands
+        _, mode, _ = modifiers
+        assert operands[3:] == (["0", "-1"] if mode == "up" else ["31", "-1"]), operands
         assert self.active.all()
-        value, lane = (self._read(each, np.dtype(np.uint32)) for each in operands[1:3])
-        assert lane.max() < WARP
-        self._write(operands[0], value[self.thread // WARP * WARP + lane])
+        value, by = (self._read(each, np.dtype(np.uint32)) for each in operands[1:3])
+        assert by.max() < WARP
+        lane = (self.thread % WARP).astype(np.uint32)
+        source = {"idx": by, "bfly": lane ^ by, "up": np.where(by > lane, lane, lane - by)}[mode]
+        self._write(operands[0], value[self.thread // WARP * WARP + source])
+
+    def _stmatrix(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
+        """Four matrices of 8 x 8 halves: lane 4r + c // 2 has (r, c) and (r, c + 1) of each, lane 8i + r the
+        address of row r of matrix i."""
+        assert list(modifiers[:4]) == ["sync", "aligned", "m8n8", "x4"], modifiers
+        assert self.active.all()
+        registers = operands[1].strip("{}").split(",")
+        held = np.stack([self._read(each, np.dtype(np.uint32)) for each in registers])
+        matrices = held.reshape(4, -1, 8, 4).view(np.uint16)  # matrix, warp, row, column
+        if "trans" in modifiers:
+            matrices = matrices.swapaxes(2, 3)
+        rows = np.ascontiguousarray(matrices.transpose(1, 0, 2, 3)).reshape(-1, 8).view(np.uint8)
+        self._store_shared(operands[0], rows)
+
+    def _ldmatrix(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
+        """What `stmatrix` stores, back."""
+        assert list(modifiers[:4]) == ["sync", "aligned", "m8n8", "x4"], modifiers
+        assert self.active.all()
+        rows = self._load_shared(operands[1], 16).view(np.uint16)
+        matrices = rows.reshape(-1, 4, 8, 8).transpose(1, 0, 2, 3)
+        if "trans" in modifiers:
+            matrices = matrices.swapaxes(2, 3)
+        held = np.ascontiguousarray(matrices).view(np.uint32).reshape(4, -1)
+        for register, value in zip(operands[0].strip("{}").split(","), held, strict=True):
+            self._write(register, value)
+
+    def _load_shared(self, operand: str, size: int) -> np.ndarray:
+        index = self._shared_place(operand, size)[:, None] + np.arange(size)
+        return self.shared[self.block[self.active, None], index]
+
+    def _store_shared(self, operand: str, stored: np.ndarray) -> None:
+        place = self._shared_place(operand, stored.shape[1])
+        self.shared[self.block[self.active, None], place[:, None] + np.arange(stored.shape[1])] = stored
+
+    def _shared_place(self, operand: str, size: int) -> np.ndarray:
+        """Which byte of its block's shared memory, for every thread that is not waiting."""
+        found = ADDRESS.fullmatch(operand)
+        assert found, operand
+        kind = np.dtype(np.int64 if found[1].startswith("%rd") else np.int32)
+        place = self._read(found[1], kind)[self.active].astype(np.int64) + int(found[2] or 0) - SHARED
+        assert np.all((place >= 0) & (place + size <= SHARED_BYTES)), "outside"
+        assert not np.any(place % size), "not aligned"
+        return place
 
     def _ld(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
         size = int(modifiers[-1][1:]) // 8
@@ -233,18 +303,27 @@ class Machine:
             number = int(operands[1].strip("[]").rsplit("_", 1)[1])
             self._write(operands[0], np.full(len(self.thread), (number + 1) * SPACING, np.uint64))
             return
-        assert list(modifiers[:-1]) == ["global"], modifiers
-        argument, place = self._place(operands[1], size)
-        loaded = np.zeros(len(self.thread), f"uint{8 * size}")
-        held = self.memory[argument]
-        loaded[self.active] = held[: len(held) // size * size].view(loaded.dtype)[place // size]
-        self._write(operands[0], loaded)
+        registers = operands[0].strip("{}").split(",")
+        size *= len(registers)
+        loaded = np.zeros((len(self.thread), size), np.uint8)
+        if modifiers[0] == "shared":
+            loaded[self.active] = self._load_shared(operands[1], size)
+        else:
+            assert modifiers[0] == "global", modifiers
+            argument, place = self._place(operands[1], size)
+            loaded[self.active] = self.memory[argument][place[:, None] + np.arange(size)]
+        words = loaded.view(f"uint{8 * size // len(registers)}")
+        for number, register in enumerate(registers):
+            self._write(register, words[:, number])
 
     def _st(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
-        assert modifiers[0] == "global", modifiers
         kind = _type(modifiers[-1])
         words = [self._read(each.strip(), kind)[self.active] for each in operands[1].strip("{}").split(",")]
         stored = np.stack(words, axis=-1).view(np.uint8)
+        if modifiers[0] == "shared":
+            self._store_shared(operands[0], stored)
+            return
+        assert modifiers[0] == "global", modifiers
         argument, place = self._place(operands[0], stored.shape[1])
         assert argument == len(self.memory) - 1
         index = place[:, None] + np.arange(stored.shape[1])
