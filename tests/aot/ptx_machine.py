@@ -206,11 +206,14 @@ class Machine:
 
     def _mul(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:
         kind = _type(modifiers[-1])
-        assert modifiers[0] in ("lo", "wide", "rn", "f32", "f16"), modifiers  # none that flushes subnormals
+        # None that flushes subnormals.
+        assert modifiers[0] in ("lo", "hi", "wide", "rn", "f32", "f16"), modifiers
         one, other = (self._read(each, kind) for each in operands[1:3])
-        if modifiers[0] == "wide":
+        if modifiers[0] in ("hi", "wide"):
             kind = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
         product = one.astype(kind) * other.astype(kind)
+        if modifiers[0] == "hi":
+            product = (product >> kind.type(4 * kind.itemsize)).astype(f"{kind.kind}{kind.itemsize // 2}")
         self._write(operands[0], product + self._read(operands[3], kind) if operands[3:] else product)
 
     def _mad(self, modifiers: Sequence[str], operands: Sequence[str]) -> None:

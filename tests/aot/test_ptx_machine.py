@@ -65,6 +65,8 @@ WORDS = np.random.default_rng(0).integers(0, 2**32, 64, dtype=np.uint32)
             | np.uint32(0x07070000),
         ),
         ("prmt.b32 %r5, %r4, 0, 0xbbbbU;", (WORDS.view(np.int32) >> 31).view(np.uint32)),
+        ("mul.hi.u32 %r5, %r4, 0x10000;", WORDS >> np.uint32(16)),
+        ("mul.hi.s32 %r5, %r4, 0x10000;", (WORDS.view(np.int32) >> 16).view(np.uint32)),
         ("popc.b32 %r5, %r4;", np.bitwise_count(WORDS).astype(np.uint32)),
         ("mov.b32 {_, %rs1}, %r4; ", WORDS >> np.uint32(16)),
         ("cvt.rn.f32.s32 %r5, %r4;", WORDS.view(np.int32).astype(np.float32).view(np.uint32)),
