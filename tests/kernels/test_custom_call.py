@@ -86,10 +86,11 @@ def test_an_instruction_set_that_is_not_there_is_refused() -> None:
 
 @needs_extension
 def test_a_part_that_is_too_short_is_an_error() -> None:
+    """To the extension too, which the public functions would not let it reach."""
     tensor = encode_array(WEIGHT, "packed:3")
     short = SparseTensor((jnp.asarray(tensor.parts[0][:500]),), tensor.layout)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the part is shorter than its layout says"):
-        expand(short, implementation="cpu").block_until_ready()
+        expand_cpu.expand(short).block_until_ready()
 
 
 @needs_extension

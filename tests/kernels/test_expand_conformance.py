@@ -7,13 +7,15 @@ that is no GPU, Triton's kernel is run in interpret mode: the same operations, o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -51,6 +53,38 @@ every_dtype_and_codec = pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
 )
 
+FEW = {("bfloat16", "packed:2"), ("bfloat16", "int4"), ("float16", "dense-raw"), ("float32", "packed:7")}
+"""For an interpreted kernel, of which every case is compiled for seconds: that it decodes all codecs is seen
+in `test_equals_the_oracle`."""
+
+
+def few_of_interpreted(names: Iterable[Implementation | None]) -> pytest.MarkDecorator:
+    """Every implementation with every dtype and codec; an interpreted one with some."""
+    cases = [
+        pytest.param(*way.values, dtype, codec, marks=way.marks, id=f"{way.id}-{dtype}-{codec}")
+        for way in on_this_device(names)
+        for dtype, codecs in CODECS.items()
+        for codec in codecs
+        if way.values[0] != "triton" or "triton" in HERE or (dtype, codec) in FEW
+    ]
+    return pytest.mark.parametrize(("implementation", "dtype", "codec"), cases)
+
+
+def with_every_shape() -> list[ParameterSet]:
+    """Every implementation with every dtype, codec and shape; an interpreted one with every second case, or
+    with all of them if $ENDOR_TEST_INTERPRETED says so."""
+    all_of_them = os.environ.get("ENDOR_TEST_INTERPRETED") == "all" or "triton" in HERE
+    kinds = [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
+    return [
+        pytest.param(
+            *way.values, dtype, codec, named, marks=way.marks, id=f"{way.id}-{dtype}-{codec}-{named}"
+        )
+        for way in on_this_device([*HERE, "triton"])
+        for number, (dtype, codec) in enumerate(kinds)
+        for shape, named in enumerate(shapes.SHAPES)
+        if way.values[0] != "triton" or all_of_them or (number + shape) % 2 == 0
+    ]
+
 
 def stored(named: NamedShape, dtype: str, codec: str, seed: int = 0) -> tuple[np.ndarray, Encodable]:
     """What a tensor of this shape holds under a codec, and what it is encoded from."""
@@ -87,9 +121,7 @@ def field_layout(tensor: SparseTensor) -> FieldLayout:
     return tensor.layout
 
 
-@every_implementation
-@every_dtype_and_codec
-@pytest.mark.parametrize("named", shapes.SHAPES, ids=str)
+@pytest.mark.parametrize(("implementation", "dtype", "codec", "named"), with_every_shape())
 def test_equals_the_oracle(implementation: Implementation, dtype: str, codec: str, named: NamedShape) -> None:
     array, source = stored(named, dtype, codec)
     tensor = encode_array(source, codec)
@@ -137,8 +169,7 @@ def longer(tensor: SparseTensor, words: int, fill: int) -> SparseTensor:
     )
 
 
-@every_implementation
-@every_dtype_and_codec
+@few_of_interpreted([*HERE, "triton"])
 @pytest.mark.parametrize("name", ["word_tail", "segment_tail"])
 def test_what_lies_behind_the_part_changes_nothing(
     implementation: Implementation, dtype: str, codec: str, name: str
@@ -150,8 +181,7 @@ def test_what_lies_behind_the_part_changes_nothing(
         assert_same_bits(expand_jitted(longer(tensor, 1000, fill)), array)
 
 
-@every_implementation
-@every_dtype_and_codec
+@few_of_interpreted([*HERE, "triton"])
 def test_room_for_more_escapes_than_there_are(implementation: Implementation, dtype: str, codec: str) -> None:
     """`escape_capacity` is a bound over a signature: entries past this record's own count are not its."""
     array, source = stored(shapes.BY_NAME["rank_3"], dtype, codec)
@@ -176,8 +206,7 @@ def equal_layouts(dtype: str, codec: str, count: int) -> tuple[list[np.ndarray],
     )
 
 
-@every_implementation_and_none
-@every_dtype_and_codec
+@few_of_interpreted([None, *HERE, "triton"])
 def test_under_vmap(implementation: Implementation | None, dtype: str, codec: str) -> None:
     arrays, stacked = equal_layouts(dtype, codec, count=3)
     expanded = jax.jit(jax.vmap(way(implementation)))(stacked)
@@ -224,8 +253,7 @@ def test_several_parts(implementation: Implementation, codec: str, parts: int) -
         assert_same_bits(expander(implementation)(record["w"]), array)
 
 
-@every_implementation
-@every_dtype_and_codec
+@few_of_interpreted([*HERE, "triton"])
 def test_damaged_parts_give_wrong_values_only(implementation: Implementation, dtype: str, codec: str) -> None:
     """Any words where positions and counts are: no crash, no hang, the right shape."""
     array, source = stored(shapes.BY_NAME["segment_tail"], dtype, codec)

@@ -61,7 +61,7 @@ def abstract_tensor(
 @pytest.mark.parametrize(
     ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in (*codecs, *INTEGERS)]
 )
-@pytest.mark.parametrize("shape", [(64, 4096), (24, 700), (8, 8, 45)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 4096), (8, 8, 45)], ids=str)
 def test_expand_is_one_call_and_a_scatter(shape: tuple[int, ...], dtype: str, codec: str) -> None:
     for escapes in (0, 100) if "packed" in codec else (0,):
         tensor = abstract_tensor(shape, dtype, codec, escapes=escapes)
@@ -70,7 +70,7 @@ def test_expand_is_one_call_and_a_scatter(shape: tuple[int, ...], dtype: str, co
         assert lowered.as_text().count("@__gpu$xla.gpu.triton") == 1
 
 
-@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize("rows", [1, 64])
 @pytest.mark.parametrize(
     ("dtype", "codec"),
     [(dtype, codec) for dtype in CODECS for codec in (*CODECS[dtype], *INTEGERS)],
