@@ -70,7 +70,7 @@ def test_every_shape(named: NamedShape, body: Body) -> None:
     ("dtype", "body"),
     [("bfloat16", "vector"), ("bfloat16", "tensor"), ("float16", "tensor"), ("float32", "vector")],
 )
-@pytest.mark.parametrize("codec", ["raw", "packed:4", "dense-raw", "int8", "dense-int4"])
+@pytest.mark.parametrize("codec", ["raw", "packed:4", "dense-int4"])
 def test_every_kind_of_codec(dtype: str, body: Body, codec: str) -> None:
     array = shapes.weights(shapes.BY_NAME["segment_tail"], dtype, specials=False)
     quantised = quantise(array, int(codec[-1])) if "int" in codec else array
