@@ -43,15 +43,14 @@ CODECS = {
     "float16": ("raw", "packed:1", "packed:4", "dense-raw", "dense-packed:2", "int8"),
     "float32": ("raw", "packed:2", "packed:7", "dense-raw", "dense-packed:3", "dense-int4"),
 }
+KINDS = [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
 
 HERE = implementations(default_place())
 every_implementation = pytest.mark.parametrize("implementation", on_this_device([*HERE, "triton"]))
 every_implementation_and_none = pytest.mark.parametrize(
     "implementation", on_this_device([None, *HERE, "triton"])
 )
-every_dtype_and_codec = pytest.mark.parametrize(
-    ("dtype", "codec"), [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
-)
+every_dtype_and_codec = pytest.mark.parametrize(("dtype", "codec"), KINDS)
 
 FEW = {("bfloat16", "packed:2"), ("bfloat16", "int4"), ("float16", "dense-raw"), ("float32", "packed:7")}
 """For an interpreted kernel, of which every case is compiled for seconds: that it decodes all codecs is seen
@@ -63,8 +62,7 @@ def few_of_interpreted(names: Iterable[Implementation | None]) -> pytest.MarkDec
     cases = [
         pytest.param(*way.values, dtype, codec, marks=way.marks, id=f"{way.id}-{dtype}-{codec}")
         for way in on_this_device(names)
-        for dtype, codecs in CODECS.items()
-        for codec in codecs
+        for dtype, codec in KINDS
         if way.values[0] != "triton" or "triton" in HERE or (dtype, codec) in FEW
     ]
     return pytest.mark.parametrize(("implementation", "dtype", "codec"), cases)
@@ -72,7 +70,6 @@ def few_of_interpreted(names: Iterable[Implementation | None]) -> pytest.MarkDec
 
 EVERY_CASE = os.environ.get("ENDOR_TEST_INTERPRETED") == "all" or "triton" in HERE
 """Whether kernels that are interpreted or simulated run on every case, and not on every third."""
-KINDS = [(dtype, codec) for dtype, codecs in CODECS.items() for codec in codecs]
 
 
 def with_every_shape() -> list[ParameterSet]:
