@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -34,6 +34,20 @@ def attempt(name: str, make: Callable[..., Program], *arguments: Any) -> Program
     except Exception as error:
         return Failure(name, f"{type(error).__name__}: {error}")
     return program
+
+
+def record_json(benchmark: str, record: Any) -> dict[str, Any]:
+    """As JSON, the record of a device benchmark. Its cells are those of its cases and those left out."""
+    settings = asdict(record.settings)
+    del settings["cells"]
+    return {
+        "benchmark": benchmark,
+        "settings": settings,
+        "cases": [case.to_json() for case in record.cases],
+        "left_out": list(map(str, record.left_out)),
+        "faults": record.faults,
+        "device": asdict(record.device),
+    } | asdict(record.environment)
 
 
 @dataclass

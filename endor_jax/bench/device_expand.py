@@ -18,7 +18,7 @@ import numpy as np
 
 from endor_jax.arrays import FLOAT_FORMATS, dtype_from_name
 from endor_jax.bench.device import DeviceFacts, device_facts, device_implementations
-from endor_jax.bench.device_cells import Failure, Walk, attempt
+from endor_jax.bench.device_cells import Failure, Walk, attempt, record_json
 from endor_jax.bench.device_copy import copy_bytes_per_second, copy_programs
 from endor_jax.bench.device_grid import ExpandCell
 from endor_jax.bench.device_matrices import (
@@ -102,16 +102,7 @@ class DeviceExpandRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
-        settings = asdict(self.settings)
-        del settings["cells"]
-        return {
-            "benchmark": "device expand",
-            "settings": settings,
-            "cases": [case.to_json() for case in self.cases],
-            "left_out": list(map(str, self.left_out)),
-            "faults": self.faults,
-            "device": asdict(self.device),
-        } | asdict(self.environment)
+        return record_json("device expand", self)
 
 
 def measure_device_expand(

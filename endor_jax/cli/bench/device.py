@@ -160,15 +160,15 @@ def _linear_figures(case: DeviceLinearCase, timing: DeviceTiming) -> tuple[str, 
     return ratio, limit, *_times(timing), f"{case.errors[timing.contender]:.1e}"
 
 
+ISSUE_BOUND = 0.8
+"""Share of a sample that issuing may take before it is marked."""
+
+
 def _times(timing: DeviceTiming) -> tuple[str, str]:
     """Median, marked where issuing took as long, and quartiles."""
     lower, upper = (f"{1e3 * seconds:.4f}" for seconds in timing.quartile_seconds)
     mark = "*" if timing.issue_share > ISSUE_BOUND else ""
     return f"{1e3 * timing.median_seconds:.4f}{mark}", f"{lower} to {upper}"
-
-
-ISSUE_BOUND = 0.8
-"""Share of a sample that issuing may take before it is marked."""
 
 
 def _caption(record: Any, left_out: Sequence[object]) -> str:
