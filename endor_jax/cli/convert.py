@@ -58,6 +58,10 @@ def command(
     keep_negative_zero: Annotated[
         bool, typer.Option("--keep-negative-zero", help="Store −0.0 as it is instead of as +0.0.")
     ] = False,
+    shards: Annotated[
+        int,
+        typer.Option(min=1, help="Cut every record into a multiple of so many parts, for as many devices."),
+    ] = 1,
     calibration_target: Annotated[
         str,
         typer.Option(
@@ -107,6 +111,7 @@ def command(
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,
+        shards=shards,
         calibration=CalibrationText(calibration, calibration_blocks or 64, calibration_length, seed or 0),
     )
     asked = {

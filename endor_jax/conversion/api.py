@@ -20,6 +20,7 @@ def convert(
     values: str = "auto",
     dtype: str | None = None,
     keep_negative_zero: bool = False,
+    shards: int = 1,
     calibration: CalibrationText | str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
@@ -35,10 +36,11 @@ def convert(
     which round the layers' matrices. dtype: "bfloat16", "float16" or "float32" for all float tensors, None
     keeps each as it is (float32 from GGUF). calibration: the text, a file means 64 blocks of
     512 tokens of it, None as many of a text that is always there.
-    keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. resume: go on with what an interrupted
-    conversion of the same source, settings and version has left at `destination`: the result is the same to
-    the byte. progress: called with (what, dense bytes done, dense bytes in all); where calibrating takes the
-    time, those of the layers it prunes.
+    keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted. shards: every record is cut by rows
+    into a multiple of so many parts, so that so many devices, or a divisor of it, take a share each.
+    resume: go on with what an interrupted conversion of the same source, settings and version has left at
+    `destination`: the result is the same to the byte. progress: called with (what, dense bytes done, dense
+    bytes in all); where calibrating takes the time, those of the layers it prunes.
     Raises NotFoundError, UnsupportedError (unknown family, config key or tensor, by name), InvalidInputError,
     DestinationExistsError, DestinationBusyError (another process is writing there), ResumeError (what was
     interrupted was another conversion), StorageError (no room, or the file system refuses).
@@ -54,6 +56,7 @@ def convert(
         values=values,
         dtype=dtype,
         keep_negative_zero=keep_negative_zero,
+        shards=shards,
         calibration=calibration,
     )
     return run_conversion(source, destination, settings=settings, resume=resume, progress=progress)

@@ -58,6 +58,7 @@ class ConvertSettings:
     ("layer", as in the papers), or what it gives in the unpruned "model". values: "auto", "raw", "packed",
     "packed:K"; of the layers' matrices also "int8", "int4", which lose something. dtype: of all float
     tensors, None keeps each as it is. keep_negative_zero: −0.0 is otherwise stored as +0.0, and counted.
+    shards: every record is cut into a multiple of so many parts, for so many devices or a divisor of it.
     """
 
     prune: str = "none"
@@ -68,6 +69,7 @@ class ConvertSettings:
     values: str = "auto"
     dtype: str | None = None
     keep_negative_zero: bool = False
+    shards: int = 1
     calibration: CalibrationText = field(default_factory=CalibrationText)
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ class ConvertSettings:
             )
         if self.dtype is not None:
             _check_choice("dtype", self.dtype, tuple(FLOAT_FORMATS))
+        check_shards(self.shards)
 
     @property
     def lossy(self) -> bool:
@@ -141,6 +144,14 @@ class ConvertSettings:
         if self.sparsity is None and self.prune != "none":
             return self.mask_structure.sparsity or 0.0
         return self.sparsity or 0.0
+
+
+def check_shards(shards: int) -> None:
+    """Raises OptionError for a number of shards that no record can have."""
+    if shards < 1:
+        raise OptionError(
+            "shards", got=str(shards), expected="1 or more", fix="give a multiple of the number of devices"
+        )
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -102,7 +102,7 @@ def survey(
         }
         for record, tensors in names.items()
     }
-    layouts = record_layouts(specs)
+    layouts = record_layouts(specs, shards=settings.shards)
     by_kind = {(kind, tensor): sampled for (kind, tensor, _, _), sampled in found.items()}
     expected = estimate(
         layouts,

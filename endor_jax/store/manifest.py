@@ -117,6 +117,12 @@ class Manifest:
         return tuple(part for record in self.records for part in record.parts)
 
     @property
+    def shards(self) -> int:
+        """Among how many devices it can be shared, or among any divisor: parts of every record are a multiple
+        of it."""
+        return math.gcd(*(len(record.parts) for record in self.records))
+
+    @property
     def kept_files(self) -> tuple[str, ...]:
         """Files beside the parts, kept as they are: tokenizer, config."""
         return tuple(name for name in self.files if not name.startswith(f"{PARTS}/"))

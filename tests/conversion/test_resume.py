@@ -83,6 +83,7 @@ def test_an_interrupted_command_goes_on(source):
         ({}, {"dtype": "bfloat16"}, r"settings dtype 'bfloat16', expected None"),
         ({}, {"values": "raw"}, r"settings values 'raw', expected 'auto'"),
         ({}, {"keep_negative_zero": True}, r"settings keep_negative_zero True, expected False"),
+        ({}, {"shards": 2}, r"settings shards 2, expected 1"),
     ],
 )
 def test_other_settings_are_refused_by_name(source, before, now, message):

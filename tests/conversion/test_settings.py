@@ -29,6 +29,7 @@ from endor_jax.errors import InvalidInputError
             {"prune": "admm", "structure": "1:3", "values": "int8"},
             r"mask structure: got '1:3' with values='int8' and prune='admm'",
         ),
+        ({"shards": 0}, r"shards: got 0, expected 1 or more"),
         ({"dtype": "float8_e4m3fn"}, r"dtype: got 'float8_e4m3fn', expected bfloat16, float16, float32"),
     ],
 )
@@ -46,6 +47,7 @@ def test_wrong_settings_are_refused(settings, message):
         {"prune": "wanda", "structure": "2:4"},
         {"prune": "admm", "sparsity": 0.5, "structure": "row", "allocation": "owl", "target": "model"},
         {"values": "int4"},
+        {"shards": 64},
         {"values": "raw"},
         {"values": "packed"},
         {"values": "packed:7"},
