@@ -1,4 +1,4 @@
-"""Settings for all tests: strict dtypes and ranks, four devices on the host, steady hypothesis."""
+"""Settings for all tests: strict dtypes and ranks, eight devices on the host, steady hypothesis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For shard_map and device placement. Arrays still go to the first one by default.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 # No deadline: examples share the machine. Derandomised, so that a failure is the same everywhere; set
 # HYPOTHESIS_PROFILE=explore to look for new ones.

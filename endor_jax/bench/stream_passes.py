@@ -22,6 +22,7 @@ from endor_jax.generate.placement import Geometry, fixed_costs, geometry, pass_r
 from endor_jax.generate.runner import Feed, Runner, advance
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import DEPTH, FixedCosts, Plan, Tier
 from endor_jax.streaming.prefetch import Prefetcher
@@ -135,7 +136,7 @@ def open_runner(
         models.decoder(models.from_hf(checkpoint.model_config())),
         geometry_of(checkpoint, sequences),
         plan=plan,
-        device=default_device(),
+        devices=one_device(default_device()),
         timeline=timeline,
         schedule=schedule,
     )
@@ -164,7 +165,7 @@ def moving(
     checkpoint: Checkpoint, records: Sequence[Streamable], plan: Plan
 ) -> Iterator[Callable[[], object]]:
     """Passes whose steps compute nothing: records are read and transferred only."""
-    executor = Executor(checkpoint, records, plan=plan, device=default_device())
+    executor = Executor(checkpoint, records, plan=plan, devices=one_device(default_device()))
 
     def step(index: int, record: Record) -> object:
         return record.words

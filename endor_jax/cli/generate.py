@@ -62,6 +62,10 @@ def command(
     ] = True,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Devices that share every layer; the checkpoint needs --shards."),
+    ] = None,
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Take the prompt as it is.")
     ] = False,
@@ -76,6 +80,7 @@ def command(
     from endor_jax.generate.continuation import wishes_for
     from endor_jax.generate.model import load
     from endor_jax.generate.sampling import Sampler
+    from endor_jax.streaming.devices import first_devices
 
     output = Output(as_json, quiet, verbose)
     if (prompt is None) == (batch_file is None):
@@ -101,6 +106,7 @@ def command(
         context=context,
         batch=sequences,
         micro_batch=micro_batch,
+        mesh=None if tensor_parallel is None else first_devices(tensor_parallel),
     ) as model:
         if prompts is None:
             result = _one(model, text, wishes, output, as_it_is=ignore_chat_template)

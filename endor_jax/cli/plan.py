@@ -187,6 +187,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "ring_bytes": plan.slots * plan.slot_bytes,
         "host_kept_bytes": plan.host_kept_bytes,
         "staging_bytes": plan.staging_bytes,
+        "devices": plan.devices,
     }
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
+from jax.sharding import Sharding
 
 from endor_jax.models import KVCache
-from endor_jax.streaming.transfer import Device
 
 Place: TypeAlias = tuple[int, int]
 """A layer and a micro-batch."""
@@ -27,8 +27,8 @@ class Caches:
     """One KVCache per layer and micro-batch, each of `rows` sequences; sequence i is row i % rows of
     micro-batch i // rows.
 
-    `take` one, use it up, `give` what has become of it, in any order of places. waiting_on_host: whether they
-    are moved to the device for that, and back.
+    `take` one, use it up, `give` what has become of it, in any order of places. device: where they are for
+    that. waiting: in host memory, where they are moved to and fro; None where they stay on the device.
     """
 
     def __init__(
@@ -37,13 +37,10 @@ class Caches:
         *,
         layers: int,
         micro_batches: int,
-        device: Device,
-        waiting_on_host: bool,
+        device: Sharding,
+        waiting: Sharding | None,
     ):
-        self._device = device
-        self._host: Any = None
-        if waiting_on_host:
-            self._host = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+        self._device, self._host = device, waiting
         self._waiting: dict[Place, KVCache] = {}
         self._arriving: dict[Place, KVCache] = {}
         self._leaving: deque[KVCache] = deque()
@@ -77,4 +74,4 @@ class Caches:
             jax.block_until_ready(self._leaving.popleft())
 
     def _fetch(self, place: Place) -> KVCache:
-        return jax.device_put(self._waiting.pop(place), jax.sharding.SingleDeviceSharding(self._device))
+        return jax.device_put(self._waiting.pop(place), self._device)

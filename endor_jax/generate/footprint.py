@@ -16,5 +16,5 @@ def expected_peak_bytes(plan: Plan) -> int:
     Where device and host are one memory, the plan's bytes on the device count too. Pages that the system
     caches do not.
     """
-    planned = plan.host_bytes + (plan.device_bytes if plan.shares_memory else 0)
+    planned = plan.host_bytes + (plan.devices * plan.device_bytes if plan.shares_memory else 0)
     return max(peak_host_bytes(), resident_bytes() + planned + ALLOWANCE_BYTES)

@@ -7,17 +7,17 @@ from pathlib import Path
 from endor_jax.errors import CorruptCheckpointError
 from endor_jax.format.record import Record
 from endor_jax.generate.embedding import Embedding
-from endor_jax.generate.placement import Geometry, pass_records
+from endor_jax.generate.placement import Geometry, pass_records, whole_record
 from endor_jax.generate.runner import Runner
 from endor_jax.models import Decoder, part_shapes
 from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
-from endor_jax.streaming.executor import Executor, read_parts
+from endor_jax.streaming.devices import Devices
+from endor_jax.streaming.executor import Executor, read_parts, spread
 from endor_jax.streaming.link import Link
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.schedule import Schedule
 from endor_jax.streaming.timeline import Timeline
-from endor_jax.streaming.transfer import Device, put
 
 
 def check_records(path: Path, manifest: Manifest, decoder: Decoder) -> None:
@@ -47,7 +47,7 @@ def make_runner(
     shape: Geometry,
     *,
     plan: Plan,
-    device: Device,
+    devices: Devices,
     link: Link | None = None,
     timeline: Timeline | None = None,
     schedule: Schedule | None = None,
@@ -58,18 +58,20 @@ def make_runner(
     """
     manifest = checkpoint.manifest
     embedding = Embedding(checkpoint, manifest.record("embedding"))
-    ends = {r.name: _resident(checkpoint, r, device) for r in manifest.records if r.name in ("stem", "final")}
+    ends = {
+        record.name: _resident(checkpoint, record, devices)
+        for record in manifest.records
+        if record.name in ("stem", "final")
+    }
     # Last, because it starts threads: nothing that can fail comes after it.
-    records = pass_records(manifest)
+    records = pass_records(manifest, devices.share)
     executor = Executor(
-        checkpoint, records, plan=plan, device=device, link=link, timeline=timeline, schedule=schedule
+        checkpoint, records, plan=plan, devices=devices, link=link, timeline=timeline, schedule=schedule
     )
-    return Runner(decoder, device, executor, shape, embedding, ends.get("stem"), ends.get("final"))
+    return Runner(decoder, devices, executor, shape, embedding, ends.get("stem"), ends.get("final"))
 
 
-def _resident(checkpoint: Checkpoint, record: StoredRecord, device: Device) -> Record:
-    """A record on the device, for good."""
-    buffers = read_parts(checkpoint, record.parts)
-    pairs = zip(buffers, record.parts, strict=True)
-    words = tuple(put(buffer, part.buffer_bytes, device) for buffer, part in pairs)
-    return Record(words, checkpoint.manifest.layout(record))
+def _resident(checkpoint: Checkpoint, record: StoredRecord, devices: Devices) -> Record:
+    """A record on the devices, for good."""
+    own = whole_record(checkpoint.manifest, record, devices.share)
+    return Record(spread(read_parts(checkpoint, own.parts), own, devices), own.layout)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from endor_jax import models
@@ -29,9 +30,11 @@ from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
+from endor_jax.streaming.devices import one_device, over_mesh
 from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.memory_pools import check_pinned_pool, pinned_pool_bytes
 from endor_jax.streaming.prediction import Prediction, predict
+from endor_jax.streaming.share import check_divides
 from endor_jax.streaming.timeline import Timeline
 from endor_jax.streaming.transfer import shares_memory
 from endor_jax.text import Tokenizer, tokenizer_of
@@ -147,7 +150,7 @@ class Model:
     def _complete_batch(
         self, batch: list[list[int]], wishes: Wishes, progress: Callable[[Statistics], None] | None
     ) -> Iterator[tuple[int, Completion]]:
-        meter = Meter(self._runner.executor, self._runner.device)
+        meter = Meter(self._runner.executor, self._runner.devices.first)
         self.statistics = meter.statistics
 
         def after_pass() -> None:
@@ -288,6 +291,7 @@ def load(
     depth: int | None = None,
     reader: str | None = None,
     timeline: Timeline | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Opens a converted model and places its records.
 
@@ -298,17 +302,21 @@ def load(
     caches do not fit on the device, those wait in host memory. depth: records whose transfer is issued ahead,
     by default 2, or 1 where only that fits. reader: "preadv", "direct", "mmap" or "tensorstore"; by default
     what was measured to be best on this disk. timeline: collects what each stage does and when (`endor
-    trace`).
+    trace`). mesh: of one axis, whose devices share every layer: each reads, transfers and keeps its own parts
+    (`convert(shards=)`), and device_memory is that of each. Where it spans processes, all of them load the
+    model and then make the same calls.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
-    device = default_device()
+    devices = one_device(default_device()) if mesh is None else over_mesh(mesh)
+    device, share = devices.first, devices.share
     checkpoint = Checkpoint(path, reader=reader)
     manifest = checkpoint.manifest
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     check_records(checkpoint.path, manifest, decoder)
+    check_divides(checkpoint.path, manifest, devices.count)
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    shape = geometry(decoder.config, dtype, context, batch, micro_batch=micro_batch)
-    device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    shape = geometry(decoder.config, dtype, context, batch, micro_batch=micro_batch, devices=devices.count)
+    device_bytes, host_bytes = budgets(device, device_memory, host_memory, devices=len(share.places))
     shape, plan = place_model(
         manifest,
         shape,
@@ -318,10 +326,13 @@ def load(
         reads=checkpoint.reader_choice.reads,
         shares_memory=shares_memory(device),
         staged=choose_link(device).staged,
+        share=share,
     )
     # What host memory keeps may be more than one of the ways has room for.
     link = choose_link(device, kept_bytes=plan.host_kept_bytes)
-    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device, link=link)
+    costs = None
+    if mesh is None:  # what devices say to each other was not measured
+        costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device, link=link)
     prediction = None if costs is None else predict(plan, costs)
     if shape.cache_tier == "host":
         check_pinned_pool(shape.cache_bytes, pinned_pool_bytes(os.environ))
@@ -329,5 +340,5 @@ def load(
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
-    runner = make_runner(checkpoint, decoder, shape, plan=plan, device=device, link=link, timeline=timeline)
+    runner = make_runner(checkpoint, decoder, shape, plan=plan, devices=devices, link=link, timeline=timeline)
     return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected, prediction=prediction)

@@ -10,16 +10,17 @@ from typing import Literal
 
 from endor_jax.arrays import array_bytes, round_up
 from endor_jax.errors import DoesNotFitError, OptionError
-from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout
+from endor_jax.format.layout import FieldLayout
 from endor_jax.generate.caches import ON_DEVICE
 from endor_jax.generate.embedding import held_bytes
 from endor_jax.kernels.backends import resolve
 from endor_jax.kernels.linear.cpu import fused_rows
 from endor_jax.kernels.place import cpu_place
-from endor_jax.models import LlamaConfig, OptConfig
-from endor_jax.store.manifest import Manifest
+from endor_jax.models import HeadShare, LlamaConfig, OptConfig, head_share
+from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.streaming.executor import Streamable
 from endor_jax.streaming.plan import READS, FixedCosts, Plan, make_plan
+from endor_jax.streaming.share import Share, device_layout
 
 CHUNK = 128
 """Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""
@@ -30,6 +31,8 @@ MOST_ROWS = 32
 """Rows of a micro-batch where nobody says: up to here products are fused on CPU (`kernels/linear/cpu.py`) and
 beyond it a row costs as much as before, while what attention makes of the cache grows with the rows."""
 DEFAULT_CONTEXT = 2048
+WHOLE = Share()
+"""That of one device, which has all parts."""
 
 CacheTier = Literal["device", "host"]
 
@@ -40,6 +43,7 @@ class Geometry:
 
     sequences: the most that are in the caches at once. micro_batch: most rows that pass through a layer
     together. cache_tier: where caches wait for their turn. What is None is for `place_model` to choose.
+    devices: those that share every layer.
     """
 
     config: LlamaConfig | OptConfig
@@ -48,6 +52,12 @@ class Geometry:
     sequences: int = 1
     micro_batch: int | None = None
     cache_tier: CacheTier | None = None
+    devices: int = 1
+
+    @property
+    def heads(self) -> HeadShare:
+        """Those that a device has."""
+        return head_share(self.config.heads, self.config.kv_heads, self.devices)
 
     @property
     def capacity(self) -> int:
@@ -71,13 +81,13 @@ class Geometry:
 
     @property
     def layer_cache_bytes(self) -> int:
-        """Keys and values of one micro-batch in one layer."""
-        config = self.config
-        return array_bytes((2, self.rows, self.capacity, config.kv_heads, config.head_dim), self.dtype)
+        """Keys and values of one micro-batch in one layer, on each device."""
+        shape = (2, self.rows, self.capacity, self.heads.kv_heads, self.config.head_dim)
+        return array_bytes(shape, self.dtype)
 
     @property
     def cache_bytes(self) -> int:
-        """Keys and values of all micro-batches in all layers."""
+        """Keys and values of all micro-batches in all layers, on each device."""
         micro_batches, _ = micro_batches_for(self.sequences, self.most_rows)
         return self.config.layers * micro_batches * self.layer_cache_bytes
 
@@ -101,6 +111,7 @@ def geometry(
     sequences: int = 1,
     *,
     micro_batch: int | None = None,
+    devices: int = 1,
 ) -> Geometry:
     """The geometry for a context length; by default the model's own, at most 2048.
 
@@ -122,18 +133,7 @@ def geometry(
             expected=f"1 to {config.max_positions}, the positions that the model was made for",
             fix="ask for fewer",
         )
-    return Geometry(config, dtype, asked, sequences, micro_batch)
-
-
-def part_views(layout: RecordLayout) -> RecordLayout:
-    """The layout of one part of a cut record taken as a record of its own: a block of rows."""
-
-    def one(tensor: FieldLayout | DenseLayout) -> FieldLayout | DenseLayout:
-        if isinstance(tensor, DenseLayout) or layout.parts == 1:
-            return tensor
-        return replace(tensor, shape=(tensor.rows, tensor.columns))
-
-    return replace(layout, parts=1, tensors=tuple((name, one(tensor)) for name, tensor in layout.tensors))
+    return Geometry(config, dtype, asked, sequences, micro_batch, devices=devices)
 
 
 def head_record(manifest: Manifest) -> str:
@@ -141,25 +141,39 @@ def head_record(manifest: Manifest) -> str:
     return "head" if any(record.name == "head" for record in manifest.records) else "embedding"
 
 
-def pass_records(manifest: Manifest) -> list[Streamable]:
-    """Records of one pass in order: the layers, then the head, one block of vocabulary rows at a time."""
+def whole_record(manifest: Manifest, record: StoredRecord, share: Share) -> Streamable:
+    """A record as a share has it."""
+    layout = device_layout(manifest.layout(record), share.count)
+    return Streamable(record.name, share.parts(record.parts), layout)
+
+
+def pass_records(manifest: Manifest, share: Share = WHOLE) -> list[Streamable]:
+    """Records of one pass in order: the layers, then the head, on each device one block of vocabulary rows at
+    a time."""
     layers = [record for record in manifest.records if record.name.startswith("layers.")]
-    records = [Streamable(record.name, record.parts, manifest.layout(record)) for record in layers]
-    head = manifest.record(head_record(manifest))
-    block = part_views(manifest.layout(head))
+    records = [whole_record(manifest, record, share) for record in layers]
+    head, count = manifest.record(head_record(manifest)), share.count
+    block = device_layout(manifest.layout(head), len(head.parts))
     return records + [
-        Streamable(f"{head.name} block {i}", (part,), block) for i, part in enumerate(head.parts)
+        Streamable(f"{head.name} block {i}", share.parts(head.parts[i * count : (i + 1) * count]), block)
+        for i in range(len(head.parts) // count)
     ]
 
 
-def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = False) -> FixedCosts:
+def fixed_costs(
+    manifest: Manifest, shape: Geometry, *, shares_memory: bool = False, share: Share = WHOLE
+) -> FixedCosts:
     """Memory that a model takes wherever its layers are; all bounds, from shapes alone.
 
-    shares_memory: as in `plan_model`.
+    shares_memory, share: as in `place_model`.
     """
     config = shape.config
     records = {record.name: record for record in manifest.records}
-    ends = sum(records[name].buffer_bytes for name in ("stem", "final") if name in records)
+    ends = sum(
+        whole_record(manifest, records[name], share).demand.buffer_bytes
+        for name in ("stem", "final")
+        if name in records
+    )
     # All chunks of the longest prompts, before and after the layer that runs.
     wide = max(config.hidden_size, config.embedding_size)
     positions = 2 * array_bytes((shape.positions, wide), shape.dtype)
@@ -167,12 +181,12 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     tokens = max(CHUNK, shape.rows)
     widest = 4 * 4 * tokens * (config.intermediate_size + config.hidden_size)
     # What the products of attention make of one layer's keys and values: copies, transposed and widened.
-    held = shape.rows * shape.capacity, config.kv_heads, config.head_dim
+    held = shape.rows * shape.capacity, shape.heads.kv_heads, config.head_dim
     mixed = 2 * array_bytes(held, "float32") + array_bytes(held, shape.dtype)
     logits = 2 * 4 * config.vocabulary_size * shape.sequences
     # Scores of all heads, masked, and their softmax, in float32.
-    scores = 3 * 4 * tokens * config.heads * shape.capacity
-    expanded = expanded_bytes(manifest, rows=tokens, shares_memory=shares_memory)
+    scores = 3 * 4 * tokens * shape.heads.kv_heads * shape.heads.group * shape.capacity
+    expanded = expanded_bytes(manifest, rows=tokens, shares_memory=shares_memory, share=share)
     waits = shape.cache_tier == "host"
     in_use = min(ON_DEVICE * shape.layer_cache_bytes, shape.cache_bytes)
     device = (
@@ -186,10 +200,11 @@ def fixed_costs(manifest: Manifest, shape: Geometry, *, shares_memory: bool = Fa
     assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
     embedding = min(held_bytes(weight), records["embedding"].buffer_bytes)  # of a tiny one, all of it
     host = (("token embedding", embedding),)
-    return FixedCosts(device, (("KV cache, waiting", shape.cache_bytes), *host) if waits else host)
+    waiting = ("KV cache, waiting", len(share.places) * shape.cache_bytes)
+    return FixedCosts(device, (waiting, *host) if waits else host)
 
 
-def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool) -> int:
+def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool, share: Share = WHOLE) -> int:
     """Room for expanding inside a step: one matrix at a time, because each waits for the product before.
 
     On CPU, XLA makes its elements, once more where escapes are scattered into them, and for the product
@@ -208,7 +223,7 @@ def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool) -> int
             return 0 if fused_rows(rows, tensor) else elements * 4
         return elements * ((2 if tensor.codec.kind == "packed" else 1) * element + 4)
 
-    layouts = {record.layout for record in pass_records(manifest)}
+    layouts = {record.layout for record in pass_records(manifest, share)}
     return max(
         dense(tensor, layout.parts)
         for layout in layouts
@@ -227,26 +242,28 @@ def place_model(
     reads: int = READS,
     shares_memory: bool = False,
     staged: bool = False,
+    share: Share = WHOLE,
 ) -> tuple[Geometry, Plan]:
     """The plan for generating with a model, and the geometry with everything chosen.
 
     Caches wait in host memory only where they do not fit on the device; where memory is shared there is
     nowhere to move them to. The budgets never decide on the rows of a micro-batch, which change the rounding
-    of products, but the error names those that would fit. Raises DoesNotFitError. depth and what follows: as
-    `make_plan` takes them.
+    of products, but the error names those that would fit. Raises DoesNotFitError. share: of
+    the devices of this process in a mesh. depth and what else follows: as `make_plan` takes them.
     """
 
     def attempt(tried: Geometry) -> Plan | DoesNotFitError:
         try:
             return make_plan(
-                [record.demand for record in pass_records(manifest)],
-                fixed=fixed_costs(manifest, tried, shares_memory=shares_memory),
+                [record.demand for record in pass_records(manifest, share)],
+                fixed=fixed_costs(manifest, tried, shares_memory=shares_memory, share=share),
                 device_budget_bytes=device_budget_bytes,
                 host_budget_bytes=host_budget_bytes,
                 depth=depth,
                 reads=reads,
                 shares_memory=shares_memory,
                 staged=staged,
+                devices=len(share.places),
             )
         except DoesNotFitError as error:
             return error

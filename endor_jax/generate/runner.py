@@ -6,12 +6,15 @@ reads every record once, whatever the length of the prompts and the number of se
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Float
 
 from endor_jax.arrays import dtype_from_name
@@ -22,20 +25,20 @@ from endor_jax.generate.caches import Caches
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import CHUNK, Geometry, chunk_for, micro_batches_for
 from endor_jax.models import Decoder, KVCache, as_bits, create_cache
+from endor_jax.streaming.devices import Devices
 from endor_jax.streaming.executor import Executor
-from endor_jax.streaming.transfer import Device
 
 
 @dataclass(frozen=True)
 class Runner:
     """Everything a pass needs: the decoder, the executor, and what stays in place whatever is streamed.
 
-    Invariant: all that enters a step is committed to `device`, as records and results are. JAX compiles a
+    Invariant: all that enters a step is committed to `devices`, as records and results are. JAX compiles a
     step again for arguments that are free to move.
     """
 
     decoder: Decoder
-    device: Device
+    devices: Devices
     executor: Executor
     shape: Geometry
     embedding: Embedding
@@ -49,15 +52,20 @@ class Runner:
 
     def new_cache(self, sequences: int = 1) -> KVCache:
         """An empty cache of one layer, as bits, with a row for each of some sequences."""
-        config = self.decoder.config
-        cache = create_cache(
+        make = functools.partial(
+            create_cache,
             batch=sequences,
             capacity=self.shape.capacity,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
+            kv_heads=self.devices.count * self.shape.heads.kv_heads,
+            head_dim=self.decoder.config.head_dim,
             dtype=dtype_from_name(self.shape.dtype),
         )
-        return jax.device_put(as_bits(cache), self.device)
+        abstract, place = jax.eval_shape(lambda: as_bits(make())), self._cache_sharding()
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=place), abstract)
+
+    def _cache_sharding(self, memory_kind: str | None = None) -> Sharding:
+        axes = [None] * steps.CACHE_HEADS_AXIS
+        return self.devices.sharding(*axes, self.devices.axis, memory_kind=memory_kind)
 
     def new_caches(self, sequences: int = 1) -> Caches:
         """Empty caches of all layers for some sequences, in micro-batches of equally many rows."""
@@ -66,8 +74,8 @@ class Runner:
             lambda: self.new_cache(rows),
             layers=self.layers,
             micro_batches=micro_batches,
-            device=self.device,
-            waiting_on_host=self.shape.cache_tier == "host",
+            device=self._cache_sharding(),
+            waiting=self._cache_sharding("pinned_host") if self.shape.cache_tier == "host" else None,
         )
 
 
@@ -137,10 +145,15 @@ def advance(runner: Runner, caches: Caches, feeds: Sequence[Feed]) -> Float[np.n
             return [group.latest for group in groups]
         if not last:
             last.extend(
-                steps.final_step(runner.decoder, runner.final, _last(runner, group, caches.rows))
+                steps.final_step(
+                    runner.decoder,
+                    runner.final,
+                    _last(runner, group, caches.rows),
+                    mesh=runner.devices.mesh,
+                )
                 for group in groups
             )
-        logits.append([steps.head_step(record, x) for x in last])
+        logits.append([steps.head_step(record, x, mesh=runner.devices.mesh) for x in last])
         return logits[-1]
 
     runner.executor.run(step)
@@ -167,7 +180,9 @@ def _apply_to_group(runner: Runner, record: Record, group: Group, cache: KVCache
     """A micro-batch through one layer, in place; its new cache."""
     if group.singles is not None:
         singles = group.singles
-        x, cache = steps.block_step(runner.decoder, record, singles.x, cache, singles.start)
+        x, cache = steps.block_step(
+            runner.decoder, record, singles.x, cache, singles.start, mesh=runner.devices.mesh
+        )
         group.singles = Chunk(x, singles.start, 1)
     for row, chunks in group.prompts.items():
         cache = apply_layer(runner, record, chunks, cache, row=row)
@@ -178,11 +193,11 @@ def _last(runner: Runner, group: Group, rows: int) -> jax.Array:
     """x of the last token of every row: (rows, 1, hidden). Undefined for rows that are not fed."""
     if group.singles is None:
         hidden = runner.decoder.config.hidden_size
-        x = jax.device_put(np.zeros((rows, 1, hidden), dtype_from_name(runner.shape.dtype)), runner.device)
+        x = runner.devices.everywhere(np.zeros((rows, 1, hidden), dtype_from_name(runner.shape.dtype)))
     else:
         x = group.singles.x
     for row, chunks in group.prompts.items():
-        place = jax.device_put((np.int32(row), np.int32(chunks[-1].length - 1)), runner.device)
+        place = runner.devices.everywhere((np.int32(row), np.int32(chunks[-1].length - 1)))
         x = steps.pick_step(x, chunks[-1].x, *place)
     return x
 
@@ -221,15 +236,18 @@ def embed(runner: Runner, ids: Sequence[int], start: int, *, chunk: int = CHUNK)
 
 
 def _enter(runner: Runner, values: np.ndarray, starts: np.ndarray, length: int) -> Chunk:
-    embedded, positions = jax.device_put((values, starts), runner.device)
-    return Chunk(steps.stem_step(runner.decoder, runner.stem, embedded, positions), positions, length)
+    embedded, positions = runner.devices.everywhere((values, starts))
+    x = steps.stem_step(runner.decoder, runner.stem, embedded, positions, mesh=runner.devices.mesh)
+    return Chunk(x, positions, length)
 
 
 def apply_layer(runner: Runner, record: Record, chunks: list[Chunk], cache: KVCache, *, row: int) -> KVCache:
     """All chunks of a sequence through one layer, in order and in place; the cache with its row written."""
-    place = jax.device_put(np.int32(row), runner.device)
+    place = runner.devices.everywhere(np.int32(row))
     for i, chunk in enumerate(chunks):
-        x, cache = steps.prompt_step(runner.decoder, record, chunk.x, cache, chunk.start, place)
+        x, cache = steps.prompt_step(
+            runner.decoder, record, chunk.x, cache, chunk.start, place, mesh=runner.devices.mesh
+        )
         chunks[i] = Chunk(x, chunk.start, chunk.length)
     return cache
 

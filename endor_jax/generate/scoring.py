@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -36,7 +35,8 @@ def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarra
 
     def head(record: Record, row: int, sequence: int, chunk: Chunk) -> None:
         # The last blocks may be padded with rows that are no tokens.
-        block = np.asarray(steps.head_step(record, chunk.x)[0, : chunk.length, : max(vocabulary - row, 0)])
+        whole = np.asarray(steps.head_step(record, chunk.x, mesh=runner.devices.mesh))
+        block = whole[0, : chunk.length, : max(vocabulary - row, 0)]
         first = int(chunk.start[0])
         logits[sequence, first : first + chunk.length, row : row + block.shape[1]] = block
 
@@ -88,8 +88,9 @@ def token_scores(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Tok
                 record,
                 chunk.x,
                 fold,
-                jax.device_put(np.int32(row), runner.device),
+                runner.devices.everywhere(np.int32(row)),
                 runner.embedding.vocabulary,
+                mesh=runner.devices.mesh,
             )
             return folds[sequence, first]
 
@@ -114,7 +115,7 @@ def _new_fold(runner: Runner, ids: Sequence[int], chunk: Chunk) -> steps.Fold:
     following = ids[first + 1 : first + 1 + size]
     targets[: len(following)] = following
     lowest, zeros = np.full(size, -np.inf, np.float32), np.zeros(size, np.float32)
-    return steps.Fold(*jax.device_put((targets, lowest, zeros, zeros), runner.device))
+    return steps.Fold(*runner.devices.everywhere((targets, lowest, zeros, zeros)))
 
 
 def _groups(runner: Runner, sequences: Sequence[Sequence[int]]) -> Iterator[range]:
@@ -146,11 +147,11 @@ def _pass(runner: Runner, sequences: Sequence[Sequence[int]], group: range, head
         if not final:
             for chunks in batch.values():
                 for i, chunk in enumerate(chunks):
-                    x = steps.final_step(runner.decoder, runner.final, chunk.x)
+                    x = steps.final_step(runner.decoder, runner.final, chunk.x, mesh=runner.devices.mesh)
                     chunks[i] = Chunk(x, chunk.start, chunk.length)
             final.append(None)
         result = [head(record, row, i, chunk) for i, chunks in batch.items() for chunk in chunks]
-        row += record["weight"].shape[0]
+        row += steps.block_rows(record, runner.devices.mesh)
         return result
 
     runner.executor.run(step)

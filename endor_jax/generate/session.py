@@ -75,7 +75,7 @@ class Session:
         # The last token always passes: its logits are what is wanted.
         cached = min(_common(self._held, ids), len(ids) - 1)
         sequence = Continuation(self._tokenizer, ids, wishes=wishes, held=cached)
-        meter = Meter(self._runner.executor, self._runner.device)
+        meter = Meter(self._runner.executor, self._runner.devices.first)
         while sequence.finish_reason is None:
             if turn != self._turn:
                 raise StreamError(

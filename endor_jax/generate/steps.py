@@ -1,22 +1,29 @@
 """The jitted steps of a decoder model: stem, block, head. Records are their arguments, positions are data.
 
 Each compiles once per shape of x: a token of each sequence, or a chunk of one prompt. All layers share it.
+mesh: of the devices that share every record; then x is whole on all of them, and of the caches each has its
+heads. None for one device.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from endor_jax import models
 from endor_jax.format.record import Record
 from endor_jax.kernels.linear import linear
-from endor_jax.models import Decoder, KVCache
+from endor_jax.models import Axis, Decoder, KVCache, gather
+
+CACHE_HEADS_AXIS = 2
+"""The axis of keys and values that is spread over a mesh."""
 
 
 def _views(record: Record | None) -> models.Params:
@@ -24,31 +31,80 @@ def _views(record: Record | None) -> models.Params:
     return {} if record is None else {name: record[name] for name in record}
 
 
-@functools.partial(jax.jit, static_argnames="decoder")
+def _shared(
+    step: Callable[..., Any], mesh: Mesh | None, takes: tuple[PartitionSpec, ...], gives: Any
+) -> Callable[..., Any]:
+    """A step on every device of a mesh: takes, gives: how its arguments and results are spread.
+
+    What it gives as whole is equal everywhere because it was gathered, which JAX cannot check.
+    """
+    if mesh is None:
+        return step
+    return jax.shard_map(step, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
+
+
+def _axis(mesh: Mesh | None) -> Axis | None:
+    return None if mesh is None else Axis(mesh.axis_names[0], mesh.size)
+
+
+WHOLE = PartitionSpec()
+
+
+def _by_part(mesh: Mesh | None) -> PartitionSpec:
+    """How the words of a record are spread."""
+    return WHOLE if mesh is None else PartitionSpec(mesh.axis_names[0])
+
+
+def _by_head(mesh: Mesh | None) -> PartitionSpec:
+    """How keys and values are spread."""
+    return WHOLE if mesh is None else PartitionSpec(*[None] * CACHE_HEADS_AXIS, mesh.axis_names[0])
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "mesh"))
 def stem_step(
     decoder: Decoder,
     record: Record | None,
     rows: Float[Array, "batch time embedding"],
     start: Int[Array, " batch"],
+    *,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch time hidden"]:
     """What the first layer takes, from embedding rows."""
-    return models.stem(decoder, _views(record), rows, start)
+
+    def stem(record: Record | None, rows: jax.Array, start: jax.Array) -> jax.Array:
+        return models.stem(decoder, _views(record), rows, start, axis=_axis(mesh))
+
+    return _shared(stem, mesh, (_by_part(mesh), WHOLE, WHOLE), WHOLE)(record, rows, start)
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("decoder", "mesh"), donate_argnames="cache")
 def block_step(
     decoder: Decoder,
     record: Record,
     x: Float[Array, "batch time hidden"],
     cache: KVCache,
     start: Int[Array, " batch"],
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
     """One layer for all rows of the cache, kept as bits (`models.as_bits`); donated, so updated in place."""
-    x, cache = models.block(decoder, _views(record), x, models.as_floats(cache, x.dtype), start)
-    return x, models.as_bits(cache)
+
+    return _block(decoder, mesh)(record, x, cache, start)
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")
+def _block(decoder: Decoder, mesh: Mesh | None) -> Callable[..., tuple[jax.Array, KVCache]]:
+    """(record, x, cache as bits, start) -> (x, cache as bits)."""
+
+    def block(record: Record, x: jax.Array, cache: KVCache, start: jax.Array) -> tuple[jax.Array, KVCache]:
+        floats = models.as_floats(cache, x.dtype)
+        x, cache = models.block(decoder, _views(record), x, floats, start, axis=_axis(mesh))
+        return x, models.as_bits(cache)
+
+    heads = _by_head(mesh)
+    return _shared(block, mesh, (_by_part(mesh), WHOLE, heads, WHOLE), (WHOLE, heads))
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "mesh"), donate_argnames="cache")
 def prompt_step(
     decoder: Decoder,
     record: Record,
@@ -56,14 +112,14 @@ def prompt_step(
     cache: KVCache,
     start: Int[Array, " 1"],
     row: Int[Array, ""],
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "1 time hidden"], KVCache]:
     """One layer for some tokens of the sequence in one row of the cache, as bits too, which is donated."""
     own = jax.tree.map(lambda all_rows: lax.dynamic_slice_in_dim(all_rows, row, 1, axis=0), cache)
-    x, own = models.block(decoder, _views(record), x, models.as_floats(own, x.dtype), start)
+    x, own = _block(decoder, mesh)(record, x, own, start)
     return x, jax.tree.map(
-        lambda all_rows, new: lax.dynamic_update_slice_in_dim(all_rows, new, row, axis=0),
-        cache,
-        models.as_bits(own),
+        lambda all_rows, new: lax.dynamic_update_slice_in_dim(all_rows, new, row, axis=0), cache, own
     )
 
 
@@ -79,18 +135,38 @@ def pick_step(
     return lax.dynamic_update_slice_in_dim(x, last, row, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames="decoder")
+@functools.partial(jax.jit, static_argnames=("decoder", "mesh"))
 def final_step(
-    decoder: Decoder, record: Record | None, x: Float[Array, "batch time hidden"]
+    decoder: Decoder,
+    record: Record | None,
+    x: Float[Array, "batch time hidden"],
+    *,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch time embedding"]:
     """What the head multiplies."""
-    return models.final(decoder, _views(record), x)
+
+    def final(record: Record | None, x: jax.Array) -> jax.Array:
+        return models.final(decoder, _views(record), x, axis=_axis(mesh))
+
+    return _shared(final, mesh, (_by_part(mesh), WHOLE), WHOLE)(record, x)
 
 
-@jax.jit
-def head_step(record: Record, x: Float[Array, "batch time embedding"]) -> Float[Array, "batch time rows"]:
-    """Float32 logits of one block of vocabulary rows."""
-    return linear(x, record["weight"], output_dtype=jnp.dtype("float32"))
+@functools.partial(jax.jit, static_argnames="mesh")
+def head_step(
+    record: Record, x: Float[Array, "batch time embedding"], *, mesh: Mesh | None = None
+) -> Float[Array, "batch time rows"]:
+    """Float32 logits of one block of vocabulary rows, or over a mesh of one of each device's."""
+
+    def head(record: Record, x: jax.Array) -> jax.Array:
+        own = linear(x, record["weight"], output_dtype=jnp.dtype("float32"))
+        return gather(own, _axis(mesh), block_rows(record, mesh))
+
+    return _shared(head, mesh, (_by_part(mesh), WHOLE), WHOLE)(record, x)
+
+
+def block_rows(record: Record, mesh: Mesh | None) -> int:
+    """Rows of the vocabulary that `head_step` gives logits of, padding included."""
+    return record["weight"].shape[0] * (1 if mesh is None else mesh.size)
 
 
 class Fold(NamedTuple):
@@ -106,15 +182,21 @@ class Fold(NamedTuple):
     at_target: Float[Array, " time"]
 
 
-@functools.partial(jax.jit, static_argnames="vocabulary")
+@functools.partial(jax.jit, static_argnames=("vocabulary", "mesh"))
 def fold_step(
-    record: Record, x: Float[Array, "1 time embedding"], fold: Fold, first: Int[Array, ""], vocabulary: int
+    record: Record,
+    x: Float[Array, "1 time embedding"],
+    fold: Fold,
+    first: Int[Array, ""],
+    vocabulary: int,
+    *,
+    mesh: Mesh | None = None,
 ) -> Fold:
     """The fold with one more block of vocabulary rows, which begins at row `first`.
 
     Rows from `vocabulary` on are padding of the last block.
     """
-    logits = head_step(record, x)[0]
+    logits = head_step(record, x, mesh=mesh)[0]
     row = first + jnp.arange(logits.shape[1], dtype=first.dtype)
     logits = jnp.where(row[None] < vocabulary, logits, -jnp.inf)
     largest = jnp.maximum(fold.largest, logits.max(axis=-1))

@@ -1,5 +1,6 @@
 """Decoder models: Flax NNX modules behind pure functions of their parameters, no checkpoint knowledge."""
 
+from endor_jax.models.axis import Axis, HeadShare, gather, head_share
 from endor_jax.models.cache import KVCache, as_bits, as_floats
 from endor_jax.models.cache import create as create_cache
 from endor_jax.models.config import LlamaConfig, OptConfig, from_hf
@@ -7,7 +8,9 @@ from endor_jax.models.decoder import Decoder, Params, block, decoder, final, ste
 from endor_jax.models.shapes import part_shapes
 
 __all__ = [
+    "Axis",
     "Decoder",
+    "HeadShare",
     "KVCache",
     "LlamaConfig",
     "OptConfig",
@@ -19,6 +22,8 @@ __all__ = [
     "decoder",
     "final",
     "from_hf",
+    "gather",
+    "head_share",
     "part_shapes",
     "stem",
     "tapped_block",

@@ -18,6 +18,15 @@ from jaxtyping import Array, Float, Int
 
 from endor_jax.kernels.order import after
 from endor_jax.models import cache as kv_cache
+from endor_jax.models.axis import (
+    Axis,
+    HeadShare,
+    gather,
+    gather_query_heads,
+    head_share,
+    own_kv_heads,
+    own_query_heads,
+)
 from endor_jax.models.cache import KVCache
 from endor_jax.models.linear import Linear
 from endor_jax.models.norms import RMSNorm
@@ -44,8 +53,12 @@ class AttentionKind:
 
 
 class Attention(nnx.Module):
-    """Self-attention with its four projections; query head h reads key-value head h // (heads / kv_heads)."""
+    """Self-attention with its four projections; query head h reads key-value head h // (heads / kv_heads).
 
+    Over an axis of devices, each attends with its share of the heads, and has the cache of these.
+    """
+
+    axis: Axis | None = None
     same_input: ClassVar[dict[str, str]] = {"key": "query", "value": "query"}
     """Which of its matrices are multiplied with what another is multiplied with."""
 
@@ -66,18 +79,59 @@ class Attention(nnx.Module):
         """The mixed x, and the cache with positions start, ..., start + time − 1 of each sequence written."""
         batch, time, _ = x.shape
         positions = start[:, None] + jnp.arange(time, dtype=start.dtype)[None]
-        query = self.query(x)
-        key = self.key(after(x, query))
-        value = self.value(after(x, key))
-        query, key, value = (y.reshape(batch, time, -1, self.kind.head_dim) for y in (query, key, value))
+        query = self._queries(x)
+        key = self._keys(self.key, after(x, query))
+        value = self._keys(self.value, after(x, key))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.kind.rope is not None:
             query = rotate(query, positions, rope=self.kind.rope)
             key = rotate(key, positions, rope=self.kind.rope)
         cache = kv_cache.write(cache, key, value, start)
-        mixed = attend(query, cache, positions, window=self.kind.window)
+        mixed = self._all_heads(attend(query, cache, positions, window=self.kind.window))
         return self.output(mixed.reshape(batch, time, -1)), cache
+
+    @property
+    def _share(self) -> HeadShare:
+        return head_share(self.kind.heads, self.kind.kv_heads, 1 if self.axis is None else self.axis.size)
+
+    def _queries(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time heads head_dim"]:
+        """The query heads that this device attends with."""
+        kind, share, own = self.kind, self._share, self.query.own(x)
+        width = share.kv_heads * share.group * kind.head_dim
+        if self.axis is not None and not _is_share(own, width, self.axis, self.query.outputs):
+            whole = gather(own, self.axis, self.query.outputs)
+            split = whole.reshape(*x.shape[:2], kind.kv_heads, -1, kind.head_dim)
+            own = own_query_heads(split, self.axis, share)
+        return own.reshape(*x.shape[:2], -1, kind.head_dim)
+
+    def _keys(
+        self, linear: Linear, x: Float[Array, "batch time hidden"]
+    ) -> Float[Array, "batch time kv_heads head_dim"]:
+        """The key or value heads that this device has."""
+        share, own = self._share, linear.own(x)
+        width = share.kv_heads * self.kind.head_dim
+        if self.axis is not None and not _is_share(own, width, self.axis, linear.outputs):
+            whole = gather(own, self.axis, linear.outputs)
+            own = own_kv_heads(whole.reshape(*x.shape[:2], -1, self.kind.head_dim), self.axis, share)
+        return own.reshape(*x.shape[:2], -1, self.kind.head_dim)
+
+    def _all_heads(
+        self, own: Float[Array, "batch time own_heads head_dim"]
+    ) -> Float[Array, "batch time ..."]:
+        """What all heads of all devices gave, in order."""
+        if self.axis is None:
+            return own
+        kind, share = self.kind, self._share
+        split = own.reshape(*own.shape[:2], share.kv_heads, share.group, kind.head_dim)
+        return gather_query_heads(
+            split, self.axis, share, kv_heads=kind.kv_heads, group=kind.heads // kind.kv_heads
+        )
+
+
+def _is_share(own: Float[Array, "batch time rows"], width: int, axis: Axis, outputs: int) -> bool:
+    """Whether the rows that a device has of a projection are exactly those of its heads."""
+    return own.shape[-1] == width and axis.size * width == outputs
 
 
 SHORTEST = 128

@@ -25,6 +25,8 @@ from jaxtyping import Array, Float, Int
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.models import llama, opt
+from endor_jax.models.attention import Attention
+from endor_jax.models.axis import Axis
 from endor_jax.models.cache import KVCache
 from endor_jax.models.config import LlamaConfig, OptConfig
 from endor_jax.models.linear import Linear
@@ -64,6 +66,8 @@ class Family:
     final: Callable[[Any], Final]
 
 
+SPREAD = (Linear, Attention, llama.SwiGLU, opt.FeedForward, opt.OptStem)
+"""Modules that do something else over an axis of devices."""
 FAMILIES = {
     LlamaConfig: Family(llama.LlamaStem, llama.LlamaBlock, llama.LlamaFinal),
     OptConfig: Family(opt.OptStem, opt.OptBlock, opt.OptFinal),
@@ -126,14 +130,20 @@ def decoder(config: LlamaConfig | OptConfig) -> Decoder:
 
 
 def stem(
-    decoder: Decoder, params: Params, rows: Float[Array, "batch time embedding"], start: Int[Array, " batch"]
+    decoder: Decoder,
+    params: Params,
+    rows: Float[Array, "batch time embedding"],
+    start: Int[Array, " batch"],
+    *,
+    axis: Axis | None = None,
 ) -> Float[Array, "batch time hidden"]:
     """x for the first block, from the embedding rows of the tokens at positions start, ..., start + time − 1.
 
-    x keeps the dtype of `rows` in every block: the compute dtype.
+    x keeps the dtype of `rows` in every block: the compute dtype. axis: inside `jax.shard_map`, the devices
+    that each have successive rows of every matrix in `params`; so everywhere below.
     Raises InvalidInputError unless the names and shapes of `params` are those of `decoder.stem_shapes`.
     """
-    return _module(decoder.stem, params)(rows, start)
+    return _module(decoder.stem, params, axis)(rows, start)
 
 
 def block(
@@ -142,6 +152,8 @@ def block(
     x: Float[Array, "batch time hidden"],
     cache: KVCache,
     start: Int[Array, " batch"],
+    *,
+    axis: Axis | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
     """x after one layer, and the layer's cache with positions start, ..., start + time − 1 written.
 
@@ -150,7 +162,7 @@ def block(
     must have room for them (`cache.write`). Raises InvalidInputError unless the names and shapes of `params`
     are those of `decoder.block_shapes`.
     """
-    return _module(decoder.block, params)(x, cache, start)
+    return _module(decoder.block, params, axis)(x, cache, start)
 
 
 def tapped_block(
@@ -173,7 +185,7 @@ def tapped_block(
 
 
 def final(
-    decoder: Decoder, params: Params, x: Float[Array, "batch time hidden"]
+    decoder: Decoder, params: Params, x: Float[Array, "batch time hidden"], *, axis: Axis | None = None
 ) -> Float[Array, "batch time embedding"]:
     """What the output head multiplies, as wide as the embedding rows.
 
@@ -181,7 +193,7 @@ def final(
 
     Raises InvalidInputError unless the names and shapes of `params` are those of `decoder.final_shapes`.
     """
-    return _module(decoder.final, params)(x)
+    return _module(decoder.final, params, axis)(x)
 
 
 def _abstract(name: str, make: Callable[[Any], Any], config: LlamaConfig | OptConfig) -> Abstract:
@@ -203,7 +215,7 @@ def _inputs(module: Any) -> dict[str, str]:
     return dict(sorted(inputs.items()))
 
 
-def _module(abstract: Abstract, params: Params) -> Any:
+def _module(abstract: Abstract, params: Params, axis: Axis | None = None) -> Any:
     """The module with `params` in place; made and dropped inside a trace."""
     missing = sorted(abstract.shapes.keys() - params.keys())
     unexpected = sorted(params.keys() - abstract.shapes.keys())
@@ -215,7 +227,7 @@ def _module(abstract: Abstract, params: Params) -> Any:
             fix="check the key mapping of the checkpoint and the biases its config asks for",
         )
     for name, shape in abstract.shapes.items():
-        if tuple(params[name].shape) != shape:
+        if not _agree(tuple(params[name].shape), shape, axis):
             raise InvalidInputError(
                 f"parameter '{name}' of the {abstract.name}",
                 got=f"shape {tuple(params[name].shape)}",
@@ -225,7 +237,20 @@ def _module(abstract: Abstract, params: Params) -> Any:
     state = nnx.from_flat_state(
         [(tuple(name.split(".")), nnx.Param(params[name])) for name in abstract.shapes]
     )
-    return nnx.merge(abstract.graphdef, state)
+    module = nnx.merge(abstract.graphdef, state)
+    if axis is not None:
+        for _, part in nnx.iter_modules(module):
+            if isinstance(part, SPREAD):
+                part.axis = axis
+    return module
+
+
+def _agree(got: tuple[int, ...], whole: tuple[int, ...], axis: Axis | None) -> bool:
+    """Whether a parameter has its shape; of a matrix over an axis, all devices together have its rows, and
+    equally many each."""
+    if axis is None or len(whole) < 2:
+        return got == whole
+    return len(got) == 2 and got[1] == whole[1] and got[0] * axis.size >= whole[0]
 
 
 def _name(path: Sequence[Any]) -> str:

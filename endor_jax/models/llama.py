@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from endor_jax.kernels.order import after
 from endor_jax.models.attention import Attention, AttentionKind
+from endor_jax.models.axis import Axis, gather
 from endor_jax.models.cache import KVCache
 from endor_jax.models.config import LlamaConfig
 from endor_jax.models.linear import Linear
@@ -78,6 +79,7 @@ class SwiGLU(nnx.Module):
 
     same_input: ClassVar[dict[str, str]] = {"up": "gate"}
     """Which of its matrices are multiplied with what another is multiplied with."""
+    axis: Axis | None = None
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool):
         self.gate = Linear(hidden_size, intermediate_size, bias=bias)
@@ -86,5 +88,6 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
         """The gated product in x's dtype."""
-        gate = self.gate(x)
-        return self.down(jax.nn.silu(gate) * self.up(after(x, gate)))
+        gate = self.gate.own(x)
+        y = jax.nn.silu(gate) * self.up.own(after(x, gate))
+        return self.down(gather(y, self.axis, self.gate.outputs))

@@ -12,11 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from endor_jax.models.attention import Attention, AttentionKind
+from endor_jax.models.axis import Axis, gather
 from endor_jax.models.cache import KVCache
 from endor_jax.models.config import OptConfig
 from endor_jax.models.linear import Linear
 from endor_jax.models.norms import LayerNorm
-from endor_jax.models.parameter import array
+from endor_jax.models.parameter import rows_at
 
 POSITION_OFFSET = 2
 """Position p has row p + 2 of the table: fairseq kept the first rows for padding, and OPT inherited them."""
@@ -25,9 +26,11 @@ POSITION_OFFSET = 2
 class OptStem(nnx.Module):
     """Embedding rows, made as wide as x where they are not, plus learned positions."""
 
+    axis: Axis | None = None
+
     def __init__(self, config: OptConfig):
-        shape = (config.max_positions + POSITION_OFFSET, config.hidden_size)
-        self.positions = nnx.Param(jnp.zeros(shape))
+        self.table_rows = config.max_positions + POSITION_OFFSET
+        self.positions = nnx.Param(jnp.zeros((self.table_rows, config.hidden_size)))
         width = config.projected_size
         self.project_in = None if width is None else Linear(width, config.hidden_size, bias=False)
 
@@ -38,7 +41,7 @@ class OptStem(nnx.Module):
         index = start[:, None] + POSITION_OFFSET + jnp.arange(rows.shape[1], dtype=start.dtype)[None]
         # The padding of a last chunk may lie beyond the table: it takes any row, where a slice would move
         # the whole chunk to other positions.
-        learned = jnp.take(array(self.positions), index, axis=0, mode="clip")
+        learned = rows_at(self.positions, index, total=self.table_rows, axis=self.axis)
         x = rows if self.project_in is None else self.project_in(rows)
         return x + learned.astype(x.dtype)
 
@@ -91,6 +94,8 @@ class OptFinal(nnx.Module):
 class FeedForward(nnx.Module):
     """down(activation(up(x)))."""
 
+    axis: Axis | None = None
+
     def __init__(self, config: OptConfig):
         self.activation = config.activation
         self.up = Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
@@ -98,8 +103,9 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
         """The product in x's dtype."""
-        y = self.up(x)
-        return self.down(jax.nn.relu(y) if self.activation == "relu" else jax.nn.gelu(y, approximate=False))
+        y = self.up.own(x)
+        y = jax.nn.relu(y) if self.activation == "relu" else jax.nn.gelu(y, approximate=False)
+        return self.down(gather(y, self.axis, self.up.outputs))
 
 
 def _norm(config: OptConfig) -> LayerNorm:

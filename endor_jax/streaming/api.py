@@ -16,6 +16,7 @@ from endor_jax.format.tree import rebuild, rebuild_like
 from endor_jax.store.manifest import Signature, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.plan import FixedCosts, make_plan
@@ -197,7 +198,7 @@ def open_executor(
         shares_memory=shares_memory(device),
         staged=choose_link(device).staged,
     )
-    return Executor(checkpoint, streamables, plan=plan, device=device)
+    return Executor(checkpoint, streamables, plan=plan, devices=one_device(device))
 
 
 def _params(signature: Signature, arrays: Mapping[str, Any], *, like: Any) -> Any:

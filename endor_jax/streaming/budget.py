@@ -25,9 +25,11 @@ def default_device() -> Device:
 
 
 def budgets(
-    device: Device, device_memory: str | int | None, host_memory: str | int | None
+    device: Device, device_memory: str | int | None, host_memory: str | int | None, *, devices: int = 1
 ) -> tuple[int, int]:
     """Device and host budget in bytes: what was asked for, else 90 % of what is free.
+
+    devices: how many like `device` this process has in the stream; the device budget is that of each.
 
     On CPU both are one memory: default budgets share the 90 %, and what one budget was given is not free for
     the other, which keeps a tenth at least. Raises InvalidInputError where a device does not tell how much
@@ -37,8 +39,10 @@ def budgets(
     host_asked = None if host_memory is None else parse_size(host_memory)
     free = int(FREE_SHARE * free_host_bytes())
     if device.platform == "cpu":
-        host = int(HOST_SHARE * free) if device_asked is None else max(free - device_asked, free // 10)
-        on_device = max(free - (host if host_asked is None else host_asked), 0)
+        host = (
+            int(HOST_SHARE * free) if device_asked is None else max(free - devices * device_asked, free // 10)
+        )
+        on_device = max(free - (host if host_asked is None else host_asked), 0) // devices
     else:
         host = free
         on_device = int(FREE_SHARE * free_device_bytes(device)) if device_asked is None else 0

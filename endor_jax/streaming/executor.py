@@ -26,6 +26,7 @@ from endor_jax.memory import aligned_buffer
 from endor_jax.store.manifest import Part
 from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming.devices import Devices
 from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.plan import Demand, Plan
 from endor_jax.streaming.prefetch import Prefetcher, closed_error, named
@@ -39,7 +40,11 @@ from endor_jax.streaming.turn import Turn, Walk, no_step
 
 @dataclass(frozen=True)
 class Streamable:
-    """One record of the pass: its name, stored parts and layout."""
+    """One record of the pass: its name, stored parts and layout.
+
+    layout: as one device has it. parts: `layout.parts` for each device of this process, one device after the
+    other; what has the same place on several devices has buffers of one size.
+    """
 
     name: str
     parts: tuple[Part, ...]
@@ -51,15 +56,19 @@ class Streamable:
         return Demand(
             self.name,
             read_bytes=sum(part.length_bytes for part in self.parts),
-            buffer_bytes=sum(part.buffer_bytes for part in self.parts),
+            buffer_bytes=sum(part.buffer_bytes for part in self.parts[: self.layout.parts]),
             parts=len(self.parts),
             slot_bytes=max(part.buffer_bytes for part in self.parts),
         )
 
+    def on(self, devices: Devices) -> list[Device]:
+        """The device that each part is for."""
+        return [device for device in devices.own for _ in range(self.layout.parts)]
+
 
 @dataclass(frozen=True)
 class Transfer:
-    """A record on its way to the device: its arrays, and what is given back when they are no longer needed:
+    """A record on its way to the devices: its arrays, and what is given back when they are no longer needed:
     the slots they came from, and the pages of mapped parts."""
 
     words: tuple[jax.Array, ...]
@@ -82,7 +91,7 @@ class Executor:
         records: Sequence[Streamable],
         *,
         plan: Plan,
-        device: Device,
+        devices: Devices,
         link: Link | None = None,
         timeline: Timeline | None = None,
         schedule: Schedule | None = None,
@@ -94,7 +103,8 @@ class Executor:
 
         Raises what a read raises, and UnsupportedError where memory cannot be pinned.
         """
-        self.plan, self._records, self._device = plan, tuple(records), device
+        self.plan, self._records, self._devices = plan, tuple(records), devices
+        device = devices.first
         self._checkpoint = checkpoint
         self._timeline = Timeline() if timeline is None else timeline
         self._schedule = make_schedule(plan) if schedule is None else schedule
@@ -113,9 +123,9 @@ class Executor:
             if tier == "device":
                 words = self._put(record, self._load(record), way=once)
                 self._resident[i] = jax.block_until_ready(words)
-                self.bytes_transferred += record.demand.buffer_bytes
+                self.bytes_transferred += self._moved_bytes(record)
             elif tier == "host":
-                self._kept[i] = keep(self._load(record), device, way=self.link.kept)
+                self._kept[i] = keep(self._load(record), record.on(devices), way=self.link.kept)
         # Where the device works in host memory, mapped parts are used where the page cache has them.
         in_place = bool(plan.read) and shares_memory(device) and checkpoint.reader == "mmap"
         parts = [part for i in plan.read for part in self._records[i].parts]
@@ -152,8 +162,11 @@ class Executor:
 
     def _put(self, record: Streamable, sources: Sequence[Source], *, way: Way) -> tuple[jax.Array, ...]:
         """Starts the transfer of a record."""
-        pairs = zip(sources, record.parts, strict=True)
-        return tuple(put(source, part.buffer_bytes, self._device, way=way) for source, part in pairs)
+        return spread(sources, record, self._devices, way=way)
+
+    def _moved_bytes(self, record: Streamable) -> int:
+        """Bytes that travel to this process's devices."""
+        return len(self._devices.own) * record.demand.buffer_bytes
 
     def _ask(self, index: int) -> None:
         """Has a record read into free slots."""
@@ -174,7 +187,7 @@ class Executor:
             buffers = tuple(part.bytes for part in mapped) or slots
             transfer = Transfer(self._put(record, buffers, way=self.link.ring), slots, mapped)
         self._on_their_way.append(transfer)
-        size = record.demand.buffer_bytes
+        size = self._moved_bytes(record)
         self._timeline.ends_with("put", record.name, transfer.words, size_bytes=size)
 
     def _arrived(self, index: int) -> Transfer:
@@ -186,8 +199,8 @@ class Executor:
             jax.block_until_ready(transfer.words)
         self._on_their_way.popleft()  # only now: whatever interrupts the wait, `close` waits for it
         self.bytes_read += demand.read_bytes if transfer.slots else 0
-        self.bytes_transferred += demand.buffer_bytes
-        if shares_memory(self._device):
+        self.bytes_transferred += self._moved_bytes(self._records[index])
+        if shares_memory(self._devices.first):
             return transfer
         self._give_back(transfer)
         return Transfer(transfer.words, slots=())
@@ -394,3 +407,14 @@ def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarra
     for part, buffer in zip(parts, buffers, strict=True):
         checkpoint.read_part(part, into=buffer)
     return buffers
+
+
+def spread(
+    sources: Sequence[Source], record: Streamable, devices: Devices, *, way: Way = "pageable"
+) -> tuple[jax.Array, ...]:
+    """Starts the transfer of a record whose parts are in `sources`: for each part that a device has of it one
+    array, over all devices."""
+    triples = zip(sources, record.parts, record.on(devices), strict=True)
+    arrays = [put(source, part.buffer_bytes, device, way=way) for source, part, device in triples]
+    each = record.layout.parts
+    return tuple(devices.join(arrays[k::each]) for k in range(each))

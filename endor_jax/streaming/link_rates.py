@@ -88,7 +88,7 @@ def measure_link(device: Device, *, part_bytes: int = PART_BYTES) -> Measured:
 
 
 def _way_rates(way: Way, buffers: Sequence[np.ndarray], device: Device) -> Rates:
-    held = keep(buffers, device, way=way)
+    held = keep(buffers, [device] * len(buffers), way=way)
     try:
         kept = _rate(held.sources, device, way)
         # The other ways take the very same buffers from ring and host tier.
@@ -140,7 +140,7 @@ def refusals(device: Device) -> dict[Way, str]:
     refused: dict[Way, str] = {}
     for way in WAYS:
         try:
-            keep([aligned_buffer(4096)], device, way=way).close()
+            keep([aligned_buffer(4096)], [device], way=way).close()
         except UnsupportedError as error:
             refused[way] = f"{error.where}: {error.got}"
     return refused

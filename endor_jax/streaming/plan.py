@@ -31,8 +31,9 @@ on a busy machine with two cores a pass from disk took 1.09 to 1.40 times as lon
 class Demand:
     """What one record of the pass needs.
 
-    read_bytes: its parts on disk; buffer_bytes: its buffers on the device, padded to size classes;
-    parts: how many; slot_bytes: its largest part buffer.
+    read_bytes: its parts on disk; buffer_bytes: its buffers on each device, padded to size classes;
+    parts: how many; slot_bytes: its largest part buffer. Where several devices share a record, parts and
+    bytes on disk are those of all devices of this process.
     """
 
     name: str
@@ -56,7 +57,8 @@ class Plan:
 
     depth: records whose transfer is issued ahead. reads: records that are being read at a time. queued: those
     that wait for that. shares_memory: device and host are one memory, so records are used where they were
-    read. staged: on their way to the device they are copied into pinned memory of JAX's own first.
+    read. staged: on their way to the device they are copied into pinned memory of JAX's own first. devices:
+    those of this process; bytes on the device are those on each of them.
     """
 
     demands: tuple[Demand, ...]
@@ -69,6 +71,7 @@ class Plan:
     reads: int = READS
     staged: bool = False
     queued: int = QUEUED
+    devices: int = 1
 
     def _of(self, *tiers: Tier) -> list[Demand]:
         return [demand for demand, tier in zip(self.demands, self.tiers, strict=True) if tier in tiers]
@@ -85,7 +88,7 @@ class Plan:
 
     @property
     def resident_bytes(self) -> int:
-        """Device bytes of records that stay there."""
+        """Bytes of records that stay there, on each device."""
         return sum(demand.buffer_bytes for demand in self._of("device"))
 
     @property
@@ -117,17 +120,17 @@ class Plan:
     @property
     def host_kept_bytes(self) -> int:
         """Host bytes of records kept there for the passes."""
-        return sum(demand.buffer_bytes for demand in self._of("host"))
+        return self.devices * sum(demand.buffer_bytes for demand in self._of("host"))
 
     @property
     def staging_bytes(self) -> int:
         """Host bytes of JAX's copies of records in transfer: one is issued before another is waited for."""
-        largest = max((demand.buffer_bytes for demand in self._of("host", "disk")), default=0)
+        largest = self.devices * max((demand.buffer_bytes for demand in self._of("host", "disk")), default=0)
         return min(self.depth + 1, len(self.streamed)) * largest if self.staged else 0
 
     @property
     def device_bytes(self) -> int:
-        """Peak device bytes."""
+        """Peak bytes on each device."""
         return sum(size for _, size in self.fixed.device) + self.resident_bytes + self.stream_buffer_bytes
 
     @property
@@ -143,8 +146,8 @@ class Plan:
 
     @property
     def transferred_bytes_per_pass(self) -> int:
-        """Bytes moved from host to device for every pass."""
-        return sum(demand.buffer_bytes for demand in self._of("host", "disk"))
+        """Bytes moved from host memory to this process's devices for every pass."""
+        return self.devices * sum(demand.buffer_bytes for demand in self._of("host", "disk"))
 
     def count(self, tier: Tier) -> int:
         """How many records live in a tier."""
@@ -161,7 +164,8 @@ class Plan:
             f"{self.count('disk')} on disk; {self.depth} issued ahead, {self.reads} being read",
             f"per pass     {format_size(self.read_bytes_per_pass)} read, "
             f"{format_size(self.transferred_bytes_per_pass)} transferred",
-            f"device       {format_size(self.device_bytes)} of {format_size(self.device_budget_bytes)}",
+            f"device       {format_size(self.device_bytes)} of {format_size(self.device_budget_bytes)}"
+            + (f", on each of {self.devices}" if self.devices > 1 else ""),
         ]
         device = [*self.fixed.device, ("resident records", self.resident_bytes)]
         device += [("stream buffers", self.stream_buffer_bytes)]
@@ -184,14 +188,15 @@ def make_plan(
     reads: int = READS,
     shares_memory: bool = False,
     staged: bool = False,
+    devices: int = 1,
 ) -> Plan:
     """Fills the device, then host memory, and leaves the rest on disk.
 
     Of all evenly spread sets that fit, the one that moves the fewest bytes per pass. depth: by default
     `DEPTH`. reads: records being read at a time. Both are fewer where only that fits; a depth that is given
     stays.
-    shares_memory, staged: as `Plan` has them. Raises DoesNotFitError, with the smallest possible plan in its
-    text, if even that exceeds a budget, and InvalidInputError for a depth or reads below 1.
+    shares_memory, staged, devices: as `Plan` has them. Raises DoesNotFitError, with the smallest possible
+    plan in its text, if even that exceeds a budget, and InvalidInputError for a depth or reads below 1.
     """
     for name, value in (("depth", depth), ("reads", reads)):
         if value is not None and value < 1:
@@ -200,7 +205,17 @@ def make_plan(
             )
     tiers: tuple[Tier, ...] = ("disk",) * len(demands)
     budgets = device_budget_bytes, host_budget_bytes
-    nothing = Plan(tuple(demands), tiers, fixed, depth or DEPTH, *budgets, shares_memory, reads, staged)
+    nothing = Plan(
+        tuple(demands),
+        tiers,
+        fixed,
+        depth or DEPTH,
+        *budgets,
+        shares_memory,
+        reads,
+        staged,
+        devices=devices,
+    )
     depths = range(DEPTH, 0, -1) if depth is None else (depth,)
     ways = [way for ahead in depths for way in ((ahead, reads, QUEUED), (ahead, 1, 0))]
     wished = replace(nothing, depth=ways[0][0], reads=reads, queued=QUEUED)

@@ -68,19 +68,27 @@ class Kept:
 
 
 def keep(
-    buffers: Sequence[np.ndarray], device: Device, *, way: Way, runtime: CudaRuntime | None = None
+    buffers: Sequence[np.ndarray],
+    devices: Sequence[Device],
+    *,
+    way: Way,
+    runtime: CudaRuntime | None = None,
 ) -> Kept:
-    """Buffers of the host tier, (size,) uint8 and page-aligned, in the memory that a way takes them from.
+    """Buffers of the host tier, (size,) uint8 and page-aligned, in the memory that a way takes them from to
+    the device that each is for.
 
     `pinned_host` copies them; the other ways keep the buffers themselves. Raises UnsupportedError where CUDA
     refuses to pin them.
     """
     if way == "pinned_host":
-        arrays = (jax.device_put(buffer.view(np.uint32), _pinned_host(device)) for buffer in buffers)
+        arrays = (
+            jax.device_put(buffer.view(np.uint32), _pinned_host(device))
+            for buffer, device in zip(buffers, devices, strict=True)
+        )
         # One after another: beside what is kept, no more than one part is in memory twice.
         return Kept(tuple(jax.block_until_ready(array) for array in arrays))
     if way == "registered":
-        return Kept(tuple(buffers), pin(buffers, ordinal=_ordinal(device), runtime=runtime))
+        return Kept(tuple(buffers), pin(buffers, ordinal=_ordinal(devices[0]), runtime=runtime))
     return Kept(tuple(buffers))
 
 

@@ -22,6 +22,7 @@ import endor_jax as endor
 from endor_jax.errors import StreamError
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import FixedCosts, Plan
 from endor_jax.streaming.prefetch import Prefetcher
@@ -52,7 +53,7 @@ def streaming(path: Path, timeline: Timeline | None = None) -> Executor:
     demands = tuple(record.demand for record in records)
     tiers = ("disk",) * len(records)
     plan = Plan(demands, tiers, FixedCosts(), 2, 2**40, 2**40, shares_memory(DEVICE))
-    return Executor(checkpoint, records, plan=plan, device=DEVICE, timeline=timeline)
+    return Executor(checkpoint, records, plan=plan, devices=one_device(DEVICE), timeline=timeline)
 
 
 def words(index: int, record: Record) -> Any:

@@ -21,6 +21,7 @@ from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming import executor as executor_module
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.link import Link
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
@@ -54,7 +55,7 @@ def executor(checkpoint: Checkpoint, tiers: tuple[Tier, ...], *, depth: int = 2)
         2**40,
         shares_memory(DEVICE),
     )
-    return Executor(checkpoint, records, plan=plan, device=DEVICE)
+    return Executor(checkpoint, records, plan=plan, devices=one_device(DEVICE))
 
 
 def check(run: Executor, passes: int = 3) -> None:
@@ -258,7 +259,7 @@ def test_a_device_with_its_own_memory(
     demands = tuple(record.demand for record in records)
     plan = Plan(demands, tiers, FixedCosts(), 2, 2**40, 2**40, staged=True)
     link = Link(way, way, "asked for by name")
-    run = Executor(checkpoint, records, plan=plan, device=DEVICE, link=link)
+    run = Executor(checkpoint, records, plan=plan, devices=one_device(DEVICE), link=link)
     check(run, passes=4)
     run.close()
 

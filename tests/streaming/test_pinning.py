@@ -126,7 +126,7 @@ def test_registered_parts_are_kept_pinned_until_closed(cuda: FakeCuda) -> None:
     device, buffers = jax.local_devices()[0], [aligned_buffer(8192), aligned_buffer(4096)]
     for i, buffer in enumerate(buffers):
         buffer[:] = np.arange(buffer.nbytes) % (251 - i)
-    kept = keep(buffers, device, way="registered", runtime=cuda.runtime)
+    kept = keep(buffers, [device] * len(buffers), way="registered", runtime=cuda.runtime)
     assert len(cuda.of("cudaHostRegister")) == 2
     for source, buffer in zip(kept.sources, buffers, strict=True):
         words = put(source, buffer.nbytes, device, way="registered")

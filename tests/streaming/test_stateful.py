@@ -41,6 +41,7 @@ from endor_jax.format.decode import decode
 from endor_jax.format.record import Record
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming import executor as executor_module
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.transfer import Device
@@ -89,7 +90,7 @@ class Opened:
         demands = tuple(record.demand for record in records)
         self.plan = Plan(demands, tiers, FixedCosts(), layout.depth, 2**40, 2**40, shared, layout.reads)
         self.store, self.checkpoint, self.device = store, checkpoint, device
-        self.executor = Executor(checkpoint, records, plan=self.plan, device=device)
+        self.executor = Executor(checkpoint, records, plan=self.plan, devices=one_device(device))
         ring = self.executor._ring
         assert isinstance(ring, CheckedRing)
         self.ring, self.ring_bytes = ring, ring.memory.size

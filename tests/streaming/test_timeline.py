@@ -17,6 +17,7 @@ import endor_jax as endor
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.plan import FixedCosts, Plan
 from endor_jax.streaming.timeline import Stages, Timeline
@@ -38,7 +39,7 @@ def run(checkpoint: Checkpoint, timeline: Timeline, depth: int = 2) -> Executor:
     records = [Streamable(record.name, record.parts, manifest.layout(record)) for record in manifest.records]
     demands = tuple(record.demand for record in records)
     plan = Plan(demands, ("disk",) * COUNT, FixedCosts(), depth, 2**40, 2**40, shares_memory(DEVICE))
-    executor = Executor(checkpoint, records, plan=plan, device=DEVICE, timeline=timeline)
+    executor = Executor(checkpoint, records, plan=plan, devices=one_device(DEVICE), timeline=timeline)
 
     def step(index: int, record: Record) -> Any:
         return jnp.sum(record.words[0][:8])

@@ -35,7 +35,7 @@ def test_a_part_in_the_ring_arrives_as_it_is(device: jax.Device, way: Way) -> No
 @pytest.mark.parametrize("way", ["shared", "pageable", "pinned_host"])
 def test_kept_parts_arrive_as_they_are_and_as_often_as_wanted(device: jax.Device, way: Way) -> None:
     buffers = [filled(4096 * (i + 1), seed=i) for i in range(3)]
-    kept = keep(buffers, device, way=way)
+    kept = keep(buffers, [device] * len(buffers), way=way)
     for _ in range(2):
         for source, buffer in zip(kept.sources, buffers, strict=True):
             words = put(source, buffer.nbytes, device, way=way)
@@ -45,7 +45,7 @@ def test_kept_parts_arrive_as_they_are_and_as_often_as_wanted(device: jax.Device
 
 
 def test_pinned_host_parts_are_in_that_memory(device: jax.Device) -> None:
-    (source,) = keep([filled(4096)], device, way="pinned_host").sources
+    (source,) = keep([filled(4096)], [device], way="pinned_host").sources
     assert isinstance(source, jax.Array)
     assert (source.sharding.memory_kind, source.devices()) == ("pinned_host", {device})
 
@@ -53,11 +53,11 @@ def test_pinned_host_parts_are_in_that_memory(device: jax.Device) -> None:
 def test_other_ways_keep_the_very_buffers(device: jax.Device) -> None:
     buffer = filled(4096)
     for way in ("shared", "pageable"):
-        assert keep([buffer], device, way=way).sources[0] is buffer
+        assert keep([buffer], [device], way=way).sources[0] is buffer
 
 
 def test_a_kept_array_is_moved_whole(device: jax.Device) -> None:
-    (source,) = keep([filled(8192)], device, way="pinned_host").sources
+    (source,) = keep([filled(8192)], [device], way="pinned_host").sources
     with pytest.raises(ValueError, match="8192 bytes are kept of a part of 4096"):
         put(source, 4096, device)
 
@@ -68,7 +68,7 @@ def test_a_device_without_pinned_host_memory_says_so(
     monkeypatch.setattr(transfer, "memory_kinds", lambda device: ("device", "unpinned_host"))
     message = r"device .*: got memories device, unpinned_host, expected pinned_host among them; take another"
     with pytest.raises(UnsupportedError, match=message):
-        keep([filled(4096)], device, way="pinned_host")
+        keep([filled(4096)], [device], way="pinned_host")
     with pytest.raises(UnsupportedError, match=message):
         put(filled(4096), 4096, device, way="pinned_host")
 
@@ -79,7 +79,7 @@ def test_cpu_shares_memory(device: jax.Device) -> None:
 
 def test_a_step_is_compiled_once_whatever_way_its_words_came(device: jax.Device) -> None:
     buffer, traces = filled(4096), []
-    (kept,) = keep([buffer], device, way="pinned_host").sources
+    (kept,) = keep([buffer], [device], way="pinned_host").sources
 
     @jax.jit
     def step(words: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from endor_jax.format.record import Record
 from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.budget import free_device_bytes
 from endor_jax.streaming.cuda_runtime import find_runtime, unclaimed_bytes
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor, Streamable
 from endor_jax.streaming.link import choose, choose_link
 from endor_jax.streaming.link_rates import measure_link, refusals
@@ -83,7 +84,7 @@ def test_kept_parts_arrive_as_they_are_and_as_often_as_wanted(gpu: jax.Device, w
     for seed, buffer in enumerate(buffers):
         buffer[:] = random_bytes(seed)
     expected = [buffer.tobytes() for buffer in buffers]
-    kept = keep(buffers, gpu, way=way)
+    kept = keep(buffers, [gpu] * len(buffers), way=way)
     if way == "pinned_host":
         for buffer in buffers:
             buffer[:] = 0xFF  # what is kept is a copy
@@ -151,7 +152,7 @@ def test_a_stream_gives_the_same_bytes_by_every_way(
     link = choose_link(gpu, way=way)
     plan = Plan(demands, tiers, FixedCosts(), depth, 2**40, 2**40, staged=link.staged)
     with endor.open(tmp_path / "x.endor") as checkpoint:
-        run = Executor(checkpoint, records, plan=plan, device=gpu, link=link)
+        run = Executor(checkpoint, records, plan=plan, devices=one_device(gpu), link=link)
 
         def step(index: int, record: Record) -> object:
             for name, array in layers[index].items():

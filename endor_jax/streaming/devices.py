@@ -1,0 +1,111 @@
+"""Where records go: one device, or the devices of a mesh, each of which has its own parts of every record.
+
+A mesh has one axis and may span processes. Of its devices a process reads and moves to only those that are
+its own; arrays that are sharded over the mesh are made of what every process has put on its devices, so no
+weight ever passes from one to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from endor_jax.errors import InvalidInputError, OptionError
+from endor_jax.streaming.share import Share
+from endor_jax.streaming.transfer import Device
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a stream. own: those of this process, in the order of the mesh. mesh: None for one."""
+
+    own: tuple[Device, ...]
+    mesh: Mesh | None = None
+
+    @property
+    def first(self) -> Device:
+        """The one that is asked what all have in common: platform, memory, ways to get there."""
+        return self.own[0]
+
+    @property
+    def count(self) -> int:
+        """All of them, those of other processes too."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def axis(self) -> str | None:
+        """The name of the mesh's axis."""
+        return None if self.mesh is None else self.mesh.axis_names[0]
+
+    @property
+    def share(self) -> Share:
+        """Which parts of every record are this process's: its devices' places in the mesh."""
+        if self.mesh is None:
+            return Share()
+        order = list(self.mesh.devices.flat)
+        return Share(self.count, tuple(order.index(device) for device in self.own))
+
+    def sharding(self, *axes: str | None, memory_kind: str | None = None) -> Sharding:
+        """That of an array whose axes are spread as a `PartitionSpec` of `axes` says; of none, it is whole on
+        every device."""
+        if self.mesh is None:
+            return SingleDeviceSharding(self.first, memory_kind=memory_kind)
+        return NamedSharding(self.mesh, PartitionSpec(*axes), memory_kind=memory_kind)
+
+    def everywhere(self, tree: Any) -> Any:
+        """A tree of host arrays and numbers, whole on every device. Every process must have the same."""
+        if self.mesh is None:
+            return jax.device_put(tree, self.first)
+        # Not one `device_put` to all: over several processes that compares the values first, on the devices.
+        sharding = self.sharding()
+
+        def spread(leaf: Any) -> jax.Array:
+            arrays = [jax.device_put(leaf, device) for device in self.own]
+            return jax.make_array_from_single_device_arrays(arrays[0].shape, sharding, arrays)
+
+        return jax.tree.map(spread, tree)
+
+    def join(self, arrays: Sequence[jax.Array]) -> jax.Array:
+        """One array (count · n,), spread over the devices, of a (n,) one on each of this process's."""
+        if self.mesh is None:
+            (array,) = arrays
+            return array
+        shape = (self.count * arrays[0].shape[0],)
+        return jax.make_array_from_single_device_arrays(shape, self.sharding(self.axis), list(arrays))
+
+
+def one_device(device: Device) -> Devices:
+    """A single device, without a mesh."""
+    return Devices((device,))
+
+
+def first_devices(count: int) -> Mesh:
+    """A mesh of the first `count` devices of all processes. Raises OptionError if there are fewer."""
+    devices = jax.devices()
+    if not 1 <= count <= len(devices):
+        raise OptionError(
+            "tensor parallelism",
+            got=f"{count} devices",
+            expected=f"1 to {len(devices)}, which is what JAX sees here",
+            fix="ask for fewer; on a CPU JAX_NUM_CPU_DEVICES says how many it makes of it",
+        )
+    return Mesh(np.array(devices[:count]), ("model",))
+
+
+def over_mesh(mesh: Mesh) -> Devices:
+    """The devices of a mesh. Raises InvalidInputError unless it has one axis, and devices of this process."""
+    process = jax.process_index()
+    own = tuple(device for device in mesh.devices.flat if device.process_index == process)
+    if len(mesh.axis_names) != 1 or not own:
+        raise InvalidInputError(
+            "mesh",
+            got=f"axes {dict(mesh.shape)} with {len(own)} devices of this process",
+            expected="one axis, and at least one device of every process that loads the model",
+            fix='make it with jax.make_mesh((N,), ("model",))',
+        )
+    return Devices(own, mesh)

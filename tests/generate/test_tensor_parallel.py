@@ -1,0 +1,183 @@
+"""Tensor parallelism: one, two, four and eight devices share every layer, and give what one alone gives."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from typer.testing import CliRunner
+
+import endor_jax as endor
+from endor_jax import models
+from endor_jax.cli.main import app
+from endor_jax.errors import InvalidInputError, OptionError
+from endor_jax.generate.loading import make_runner
+from endor_jax.generate.placement import geometry
+from endor_jax.generate.scoring import score
+from endor_jax.streaming.devices import first_devices, over_mesh
+from endor_jax.streaming.plan import Tier
+from tests.tiny_models import LLAMA, OPT, write_tiny
+
+ODD_LLAMA = LLAMA | {
+    "vocab_size": 317,
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 12,
+}
+"""Neither heads nor rows of any matrix are multiples of eight, nor the key-value heads of two."""
+MODELS = {
+    "llama": LLAMA | {"num_hidden_layers": 2},
+    "odd llama": ODD_LLAMA,
+    "opt": OPT | {"num_hidden_layers": 2, "ffn_dim": 99, "vocab_size": 319},
+}
+LARGE = LLAMA | {
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+"""Large enough that what every part has of its own, headers and norms, is little of it."""
+IDS = np.random.default_rng(0).integers(0, 256, (2, 40))
+PROMPT = IDS[0, :20].tolist()
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same checkpoint in one part per record, and in eight."""
+    directory = tmp_path_factory.mktemp("models")
+    source = write_tiny(directory / "source", MODELS[request.param], tokenizer=True)
+    for shards in (1, 8):
+        endor.convert(source, directory / f"{shards}.endor", prune="magnitude", sparsity=0.5, shards=shards)
+    return directory / "1.endor", directory / "8.endor"
+
+
+@pytest.fixture(scope="module")
+def alone(model: tuple[Path, Path]) -> tuple[np.ndarray, list[int]]:
+    """Logits and greedy tokens of one device without a mesh."""
+    with endor.load(model[0], context=128) as one:
+        return one.logits(IDS), one.complete(PROMPT, max_tokens=24).token_ids
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_logits_and_tokens_are_those_of_one_device(
+    model: tuple[Path, Path], alone: tuple[np.ndarray, list[int]], devices: int
+) -> None:
+    with endor.load(model[1], context=128, mesh=first_devices(devices)) as several:
+        logits, tokens = several.logits(IDS), several.complete(PROMPT, max_tokens=24).token_ids
+    scale = np.abs(alone[0]).max()
+    np.testing.assert_allclose(logits, alone[0], rtol=0, atol=64 * np.finfo(np.float32).eps * scale)
+    assert tokens == alone[1]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("large")
+    source = write_tiny(directory / "source", LARGE, dtype="bfloat16")
+    endor.convert(source, directory / "8.endor", prune="magnitude", sparsity=0.5, shards=8)
+    return directory / "8.endor"
+
+
+def held_words() -> Counter[jax.Device]:
+    """Bytes of compressed words on each device: one-dimensional arrays of uint32, which nothing else is."""
+    held: Counter[jax.Device] = Counter()
+    for array in jax.live_arrays():
+        if array.ndim == 1 and array.dtype == np.uint32 and array.size > 1024:
+            for shard in array.addressable_shards:
+                held[shard.device] += shard.data.nbytes
+    return held
+
+
+@pytest.fixture
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
+    """Bytes of parts that are read, by the number of the part in its record."""
+    read: Counter[int] = Counter()
+    ordinary = endor.Checkpoint.read_part
+
+    def counted(self: endor.Checkpoint, part, *, into: np.ndarray) -> None:
+        read[int(part.path.rpartition(".")[2])] += part.length_bytes
+        ordinary(self, part, into=into)
+
+    monkeypatch.setattr(endor.Checkpoint, "read_part", counted)
+    return read
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_bytes_read_and_held_per_device_fall_as_their_number(
+    large: Path, read_bytes: Counter[int], devices: int
+) -> None:
+    before = held_words()
+    with endor.load(large, context=64, mesh=first_devices(devices), device_memory="1GiB") as model:
+        held = held_words() - before
+        stored, parts = model.plan.demands, read_bytes.copy()
+        assert set(model.plan.tiers) == {"device"}
+    whole = sum(demand.read_bytes for demand in stored)
+    assert len(held) == devices
+    for device in held:
+        assert held[device] == pytest.approx(whole / devices, rel=0.1)
+    for first in range(0, 8, 8 // devices):
+        own = sum(parts[k] for k in range(first, first + 8 // devices))
+        assert own == pytest.approx(whole / devices, rel=0.1)
+
+
+@pytest.mark.parametrize("model", ["odd llama"], indirect=True)
+@pytest.mark.parametrize("tier", ["device", "host", "disk"])
+def test_the_tier_never_changes_the_arithmetic(model: tuple[Path, Path], tier: Tier) -> None:
+    devices = over_mesh(first_devices(4))
+    with endor.load(model[1], context=128, mesh=devices.mesh) as resident:
+        expected, plan = resident.logits(IDS), resident.plan
+    with endor.open(model[1]) as checkpoint:
+        decoder = models.decoder(models.from_hf(checkpoint.model_config()))
+        shape = replace(geometry(decoder.config, "float32", 128, devices=4), cache_tier="device")
+        placed = replace(plan, tiers=(tier,) * len(plan.tiers))
+        runner = make_runner(checkpoint, decoder, shape, plan=placed, devices=devices)
+        np.testing.assert_array_equal(score(runner, IDS.tolist()), expected)
+        np.testing.assert_array_equal(score(runner, IDS.tolist()), expected)
+        moved = 1 if tier == "device" else 4  # each sequence has a pass of its own
+        assert runner.executor.bytes_transferred == moved * sum(4 * d.buffer_bytes for d in placed.demands)
+        runner.executor.close()
+        runner.embedding.close()
+
+
+@pytest.mark.parametrize("model", ["opt"], indirect=True)
+def test_a_mesh_that_does_not_divide_the_parts_is_refused(model: tuple[Path, Path]) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"in 1 part.*multiple of 2 parts.*endor reshard .* --shards 2"
+    ):
+        endor.load(model[0], mesh=first_devices(2))
+    with pytest.raises(InvalidInputError, match=r"in 8 part.*multiple of 3 parts"):
+        endor.load(model[1], mesh=first_devices(3))
+
+
+def test_a_mesh_of_two_axes_is_refused() -> None:
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    with pytest.raises(InvalidInputError, match=r"axes \{'data': 2, 'model': 2\}.*one axis"):
+        over_mesh(mesh)
+
+
+def test_more_devices_than_there_are_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"got 99 devices, expected 1 to 8"):
+        first_devices(99)
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_the_command_shares_layers_over_devices(model: tuple[Path, Path]) -> None:
+    outputs = []
+    for path, options in ((model[0], []), (model[1], ["--tensor-parallel", "4"])):
+        command = ["generate", str(path), "-p", "Once", "--max-tokens", "4", "--context", "128", "--json"]
+        done = CliRunner().invoke(app, [*command, *options])
+        assert done.exit_code == 0, done.output
+        outputs.append(json.loads(done.stdout))
+    assert outputs[0]["token_ids"] == outputs[1]["token_ids"]
+    assert (outputs[0]["plan"]["devices"], outputs[1]["plan"]["devices"]) == (1, 4)
