@@ -23,6 +23,7 @@ from endor_jax.store.direct import ReadAt
 from endor_jax.store.manifest import Part, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.prefetch import closed_error
+from endor_jax.streaming.share import WHOLE, Share
 
 PAGE = mmap.PAGESIZE
 ROWS_AT_ONCE = 128
@@ -32,11 +33,12 @@ ROWS_AT_ONCE = 128
 class Embedding:
     """A (vocabulary, hidden) matrix stored in parts of equal row counts. `close` is idempotent.
 
-    Opening it reads every part once, to compare digests. Escape lists stay in memory.
+    Opening it reads every part once, to compare digests. Escape lists stay in memory. share: of several
+    processes; of parts that are not in it, rows are zeros here, and nothing is read.
     Raises IncompleteCheckpointError or CorruptCheckpointError.
     """
 
-    def __init__(self, checkpoint: Checkpoint, record: StoredRecord):
+    def __init__(self, checkpoint: Checkpoint, record: StoredRecord, *, share: Share = WHOLE):
         layout = checkpoint.manifest.layout(record)["weight"]
         assert isinstance(layout, FieldLayout)  # or it could not have been cut into blocks
         self.layout = layout
@@ -46,10 +48,12 @@ class Embedding:
         # Of an embedding that nobody closed; not when Python is half gone.
         weakref.finalize(self, self._files.close)
         try:
-            self._parts = [
-                _SparsePart(self._files.enter_context(checkpoint.open_part(part)), part, layout)
-                for part in record.parts
-            ]
+            # Blocks of a tied head go to devices in turn: these are the parts that are read for it too.
+            self._parts = {
+                index: _SparsePart(self._files.enter_context(checkpoint.open_part(part)), part, layout)
+                for index, part in enumerate(record.parts)
+                if index % share.count in share.places
+            }
         except BaseException:
             self._files.close()
             raise
@@ -88,7 +92,10 @@ class Embedding:
         part_of = wanted // self.layout.rows
         for index in np.unique(part_of):
             here = part_of == index
-            into[here] = self._parts[index].decode(wanted[here] % self.layout.rows)
+            if index in self._parts:
+                into[here] = self._parts[index].decode(wanted[here] % self.layout.rows)
+            else:
+                into[here] = 0
 
     def close(self) -> None:
         """Closes the files; `rows` raises StreamError afterwards."""

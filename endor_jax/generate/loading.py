@@ -57,7 +57,7 @@ def make_runner(
     Raises NotFoundError or CorruptCheckpointError.
     """
     manifest = checkpoint.manifest
-    embedding = Embedding(checkpoint, manifest.record("embedding"))
+    embedding = Embedding(checkpoint, manifest.record("embedding"), share=devices.share)
     ends = {
         record.name: _resident(checkpoint, record, devices)
         for record in manifest.records

@@ -20,7 +20,7 @@ from endor_jax.models import HeadShare, LlamaConfig, OptConfig, head_share
 from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.streaming.executor import Streamable
 from endor_jax.streaming.plan import READS, FixedCosts, Plan, make_plan
-from endor_jax.streaming.share import Share, device_layout
+from endor_jax.streaming.share import WHOLE, Share, device_layout
 
 CHUNK = 128
 """Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""
@@ -31,8 +31,6 @@ MOST_ROWS = 32
 """Rows of a micro-batch where nobody says: up to here products are fused on CPU (`kernels/linear/cpu.py`) and
 beyond it a row costs as much as before, while what attention makes of the cache grows with the rows."""
 DEFAULT_CONTEXT = 2048
-WHOLE = Share()
-"""That of one device, which has all parts."""
 
 CacheTier = Literal["device", "host"]
 

@@ -236,7 +236,11 @@ def embed(runner: Runner, ids: Sequence[int], start: int, *, chunk: int = CHUNK)
 
 
 def _enter(runner: Runner, values: np.ndarray, starts: np.ndarray, length: int) -> Chunk:
-    embedded, positions = runner.devices.everywhere((values, starts))
+    positions = runner.devices.everywhere(starts)
+    if runner.devices.several_processes:  # each has read the rows that are in its parts
+        embedded = steps.sum_step(runner.devices.summands(values), mesh=runner.devices.mesh)
+    else:
+        embedded = runner.devices.everywhere(values)
     x = steps.stem_step(runner.decoder, runner.stem, embedded, positions, mesh=runner.devices.mesh)
     return Chunk(x, positions, length)
 

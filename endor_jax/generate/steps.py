@@ -60,6 +60,19 @@ def _by_head(mesh: Mesh | None) -> PartitionSpec:
     return WHOLE if mesh is None else PartitionSpec(*[None] * CACHE_HEADS_AXIS, mesh.axis_names[0])
 
 
+@functools.partial(jax.jit, static_argnames="mesh")
+def sum_step(
+    summands: Float[Array, "devices batch time embedding"], *, mesh: Mesh
+) -> Float[Array, "batch time embedding"]:
+    """Embedding rows, of which every device has some and zeros for the others."""
+
+    def add(own: jax.Array) -> jax.Array:
+        # float32 holds every element, and of each only one summand is not zero.
+        return lax.psum(own[0].astype(jnp.float32), mesh.axis_names[0]).astype(own.dtype)
+
+    return _shared(add, mesh, (_by_part(mesh),), WHOLE)(summands)
+
+
 @functools.partial(jax.jit, static_argnames=("decoder", "mesh"))
 def stem_step(
     decoder: Decoder,

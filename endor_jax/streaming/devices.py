@@ -70,6 +70,20 @@ class Devices:
 
         return jax.tree.map(spread, tree)
 
+    @property
+    def several_processes(self) -> bool:
+        """Whether some of them belong to other processes."""
+        return self.count > len(self.own)
+
+    def summands(self, values: np.ndarray) -> jax.Array:
+        """(count, ...) spread over the devices: what this process has, on its first one, and zeros."""
+        zeros = np.zeros_like(values)
+        arrays = [jax.device_put(zeros if i else values, device) for i, device in enumerate(self.own)]
+        whole = (self.count, *values.shape)
+        return jax.make_array_from_single_device_arrays(
+            whole, self.sharding(self.axis), [array[None] for array in arrays]
+        )
+
     def join(self, arrays: Sequence[jax.Array]) -> jax.Array:
         """One array (count · n,), spread over the devices, of a (n,) one on each of this process's."""
         if self.mesh is None:

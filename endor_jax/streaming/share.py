@@ -33,6 +33,10 @@ class Share:
         )
 
 
+WHOLE = Share()
+"""That of one device, which has all parts."""
+
+
 def device_layout(layout: RecordLayout, count: int) -> RecordLayout:
     """What a record is on each of `count` devices: successive rows of every matrix, all of other arrays.
 

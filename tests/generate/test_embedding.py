@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from endor_jax.format.quantise import dequantise, quantise
 from endor_jax.format.values import parse_codec
 from endor_jax.generate.embedding import PAGE, ROWS_AT_ONCE, Embedding, held_bytes
 from endor_jax.store.writer import CheckpointWriter
+from endor_jax.streaming.share import Share
+from tests.tiny_models import write_tiny
 
 
 @pytest.fixture
@@ -161,3 +164,21 @@ def test_a_file_that_is_cut_off_while_it_is_open_is_an_error_and_no_crash(llama,
         with pytest.raises(CorruptCheckpointError, match=r"embedding\.0"):
             on_disk.rows(list(range(on_disk.vocabulary)))
         on_disk.close()
+
+
+def test_processes_read_their_own_parts_and_have_zeros_for_the_others(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "source")
+    endor.convert(source, tmp_path / "8.endor", shards=8)
+    ids = np.arange(0, 320, 7).tolist()
+    with endor.open(tmp_path / "8.endor") as opened:
+        record = opened.manifest.record("embedding")
+        with_all = Embedding(opened, record)
+        whole, parts = with_all.rows(ids), []
+        with_all.close()
+        for places in ((0, 1), (2, 3)):
+            shared = Embedding(opened, record, share=Share(4, places))
+            parts.append(shared.rows(ids))
+            shared.close()
+    assert all(np.any(part) for part in parts)
+    np.testing.assert_array_equal(parts[0] + parts[1], whole)
+    assert not np.any((parts[0] != 0) & (parts[1] != 0))
