@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from endor_jax.adapters import orbax as orbax
     from endor_jax.conversion.api import convert as convert
     from endor_jax.conversion.export import export as export
+    from endor_jax.conversion.reshard import reshard as reshard
     from endor_jax.conversion.settings import CalibrationText as CalibrationText
     from endor_jax.conversion.settings import ConvertSettings as ConvertSettings
     from endor_jax.format.codec import encode as encode
@@ -64,6 +65,7 @@ _HOMES = {
     "load": "endor_jax.generate.model:load",
     "orbax": "endor_jax.adapters.orbax",
     "open": "endor_jax.store.reader:Checkpoint",
+    "reshard": "endor_jax.conversion.reshard:reshard",
     "save": "endor_jax.store.save:save",
     "stream": "endor_jax.streaming.api:stream",
 }

@@ -27,6 +27,7 @@ from endor_jax.cli import (
     info,
     perplexity,
     plan,
+    reshard,
     trace,
     verify,
 )
@@ -82,7 +83,7 @@ def _exit(text: str, code: int) -> typer.Exit:
 
 
 MODULES = (
-    *(convert, export, info, plan, generate, chat, trace),
+    *(convert, reshard, export, info, plan, generate, chat, trace),
     *(perplexity, compare, eval, doctor, demo, verify),
 )
 for module in MODULES:

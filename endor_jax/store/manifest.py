@@ -360,7 +360,7 @@ def _no_manifest(directory: Path) -> EndorError:
             f"checkpoint {directory}",
             got=f"{begun}, but no {MANIFEST_FILE}: it was not finished",
             expected=f"{MANIFEST_FILE}, which is written last",
-            fix="run the same convert again to go on, or remove it and run it again"
+            fix="run the same command again to go on, or remove it and begin again"
             if begun == JOURNAL_FILE
             else "remove it, then convert or copy the checkpoint again",
         )

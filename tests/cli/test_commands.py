@@ -78,6 +78,20 @@ def test_a_dry_run_writes_nothing_and_comes_close(run_command, source, tmp_path)
     assert words.stdout.startswith("would write about ")
 
 
+def test_reshard(run_command, checkpoint, tmp_path):
+    result = values(run_command("reshard", checkpoint, tmp_path / "cut", "--shards", "3", "--json"))
+    shown = values(run_command("info", tmp_path / "cut", "--json"))
+    expected = {"path": str(tmp_path / "cut"), "shards": 3, "stored_bytes": shown["stored_bytes"]}
+    assert result == expected
+    done = run_command("reshard", tmp_path / "cut", tmp_path / "back", "--shards", "1", "--quiet")
+    assert done.stdout.startswith(f"{tmp_path / 'back'}: ")
+    assert done.stdout.endswith(", shards: 1\n")
+    assert done.stderr == ""
+    done = run_command("reshard", checkpoint, tmp_path / "cut", "--shards", "3")
+    assert done.code == 1
+    assert_one_line(done.stderr)
+
+
 def test_export(run_command, checkpoint, tmp_path):
     result = values(run_command("export", checkpoint, tmp_path / "out", "--json"))
     assert result == {
@@ -215,6 +229,7 @@ def test_a_damaged_manifest_exits_4(run_command, checkpoint, tmp_path):
     "arguments",
     [
         ("convert", "nowhere", "dst"),
+        ("reshard", "nowhere", "out", "--shards", "2"),
         ("export", "nowhere", "out"),
         ("info", "nowhere"),
         ("plan", "nowhere"),
@@ -236,6 +251,9 @@ def test_a_missing_path_exits_1(run_command, arguments):
         ("generate", "a"),
         ("generate", "a", "-p", "b", "--max-tokens", "0"),
         ("generate", "a", "-p", "b", "--seed", "one"),
+        ("reshard", "a", "b"),
+        ("reshard", "a", "b", "--shards", "0"),
+        ("convert", "a", "b", "--shards", "0"),
         ("info",),
         ("plam",),
     ],

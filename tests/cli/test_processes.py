@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import COMMAND
 
-VERBS = ("convert", "export", "info", "plan", "generate", "doctor", "demo")
+VERBS = ("convert", "reshard", "export", "info", "plan", "generate", "doctor", "demo")
 HEAVY = ("jax", "numpy", "flax", "tensorstore", "tokenizers")
 
 

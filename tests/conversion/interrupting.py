@@ -1,4 +1,4 @@
-"""A process that has everything imported and forks conversions that can be killed: hundreds take minutes.
+"""A process that has everything imported and forks what can be killed: hundreds of conversions take minutes.
 
 Run as a script it is the server: one JSON request per line on stdin, one JSON answer per line on stdout.
 """
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """The forking process. `convert` returns (killed, seconds)."""
+    """The forking process."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -41,9 +41,17 @@ class Server:
     ) -> dict[str, Any]:
         """Converts in a fork, which is killed (signal 9) after some seconds or at its n-th change to the file
         system. Returns {"status": exit status, negative if killed; "seconds"; "events"}."""
+        return self._ask(["convert", str(source), str(destination), settings, kill_seconds, kill_event])
+
+    def reshard(
+        self, source: Path, destination: Path, *, shards: int, kill_event: int | None = None
+    ) -> dict[str, Any]:
+        """Cuts a checkpoint in a fork; otherwise like `convert`."""
+        return self._ask(["reshard", str(source), str(destination), {"shards": shards}, None, kill_event])
+
+    def _ask(self, request: list[Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = [str(source), str(destination), settings, kill_seconds, kill_event]
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -70,18 +78,19 @@ def random_moment(draw: random.Random, whole: dict[str, Any]) -> dict[str, Any]:
 def _serve() -> None:
     import tensorstore  # noqa: F401
 
-    from endor_jax.conversion.pipeline import run_conversion
-    from endor_jax.conversion.settings import ConvertSettings
+    from endor_jax.conversion.api import convert
+    from endor_jax.conversion.reshard import reshard
 
+    verbs = {"convert": convert, "reshard": reshard}
     for line in sys.stdin:
-        source, destination, settings, kill_seconds, kill_event = json.loads(line)
+        verb, source, destination, settings, kill_seconds, kill_event = json.loads(line)
         read, write = os.pipe()
         start = time.perf_counter()
         child = os.fork()
         if child == 0:
             events = _count_events(kill_event)
             try:
-                run_conversion(source, destination, settings=ConvertSettings(**settings))
+                verbs[verb](source, destination, **settings)
             except BaseException as error:
                 sys.stderr.write(f"{type(error).__name__}: {error}\n")
                 sys.stderr.flush()

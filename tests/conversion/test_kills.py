@@ -132,3 +132,19 @@ def test_every_change_to_the_file_system_can_be_the_last(tmp_path: Path, server:
         if state(destination) != "finished":  # it was struck in its very last steps
             assert server.convert(source, destination, {})["status"] == 0
         assert contents(destination) == expected, f"killed before change {event}"
+
+
+def test_a_checkpoint_that_is_cut_again_can_be_gone_on_with(tmp_path: Path, server: Server) -> None:
+    endor.convert(write_tiny(tmp_path / "source", LLAMA | {"num_hidden_layers": 1}), tmp_path / "one")
+    before = contents(tmp_path / "one")
+    whole = server.reshard(tmp_path / "one", tmp_path / "whole", shards=2)
+    assert whole["status"] == 0
+    expected = contents(tmp_path / "whole")
+    for event in range(1, whole["events"] + 1, 1 if KILLS >= 100 else 12):
+        destination = tmp_path / f"dst{event}"
+        assert server.reshard(tmp_path / "one", destination, shards=2, kill_event=event)["status"] == -9
+        assert_no_checkpoint_or_a_whole_one(destination, expected)
+        if state(destination) != "finished":
+            assert server.reshard(tmp_path / "one", destination, shards=2)["status"] == 0
+        assert contents(destination) == expected, f"killed before change {event}"
+    assert contents(tmp_path / "one") == before
