@@ -76,6 +76,7 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
             if not isinstance(tensor, DenseLayout)
         ),
         "signatures": len(manifest.signatures),
+        "shards": manifest.shards,
         "tensors": rows,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -32,6 +33,7 @@ INFO_KEYS = {
         "sparsity",
         "layer_sparsity",
         "signatures",
+        "shards",
         "tensors",
     ),
 }
@@ -83,6 +85,9 @@ def test_reshard(run_command, checkpoint, tmp_path):
     shown = values(run_command("info", tmp_path / "cut", "--json"))
     expected = {"path": str(tmp_path / "cut"), "shards": 3, "stored_bytes": shown["stored_bytes"]}
     assert result == expected
+    assert shown["shards"] == 3
+    assert values(run_command("info", checkpoint, "--json"))["shards"] == 1
+    assert re.search(r"shards +3 *\n", run_command("info", tmp_path / "cut").stdout)
     done = run_command("reshard", tmp_path / "cut", tmp_path / "back", "--shards", "1", "--quiet")
     assert done.stdout.startswith(f"{tmp_path / 'back'}: ")
     assert done.stdout.endswith(", shards: 1\n")
