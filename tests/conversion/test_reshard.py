@@ -21,11 +21,15 @@ from endor_jax.errors import (
     ResumeError,
     StorageError,
 )
+from endor_jax.format.decode import decode
+from endor_jax.format.layout import TensorSpec, plan_layout
 from endor_jax.format.tree import rebuild
 from endor_jax.store.manifest import read_manifest
 from endor_jax.store.part import PAGE_BYTES
 from endor_jax.store.verify import verify
+from endor_jax.store.writer import CheckpointWriter
 from tests.conversion.interrupting import contents
+from tests.strategies import CODECS, INTEGER_CODECS
 from tests.tiny_models import LLAMA, OPT, OPT_350M, write_tiny
 
 UNTIED = LLAMA | {"tie_word_embeddings": False, "num_hidden_layers": 2, "vocab_size": 331}
@@ -136,6 +140,31 @@ def test_parameter_trees_stay_what_they_are(tmp_path, values):
         for got, expected in pairs:
             assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
             np.testing.assert_array_equal(bits_of(got), bits_of(expected))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_codec_and_parts_of_padding_alone(tmp_path, dtype):
+    """Two segments and a bit per row, cut into more parts than rows, and cut again."""
+    random = np.random.default_rng(1)
+    array = (random.normal(size=(5, 1100)) * (random.random((5, 1100)) < 0.5)).astype(dtype)
+    array[0, :40] = 0
+    specs = {c.name: TensorSpec(array.shape, dtype, c) for c in (*CODECS[dtype], *INTEGER_CODECS)}
+    with CheckpointWriter(tmp_path / "eight") as writer:
+        writer.write_record("layers.0", plan_layout(specs, parts=8), dict.fromkeys(specs, array))
+        writer.finish(made={})
+    expected = decoded(tmp_path / "eight")
+    for source, shards in (("eight", 3), ("3", 1), ("1", 5)):
+        endor.reshard(tmp_path / source, tmp_path / str(shards), shards=shards)
+        assert verify(tmp_path / str(shards)).problems == ()
+        for name, found in decoded(tmp_path / str(shards)).items():
+            np.testing.assert_array_equal(found, expected[name])
+
+
+def decoded(path: Path) -> dict[str, np.ndarray]:
+    """The bits of every tensor of the first layer."""
+    with endor.open(path) as opened:
+        record = opened.read_record(opened.manifest.record("layers.0"))
+        return {name: bits_of(decode(record[name])) for name in record}
 
 
 def interrupt_at(checkpoint: Path, destination: Path, record: str, shards: int) -> dict[str, bytes]:
