@@ -109,7 +109,9 @@ def test_little_of_it_is_in_memory(tmp_path):
         for _ in range(20):
             on_disk.rows(random.integers(0, 16_000, ROWS_AT_ONCE).tolist())
         # Pages that were given back read as zeros; the others are what is in memory.
-        held = sum(np.count_nonzero(part._bytes.reshape(-1, PAGE).any(axis=1)) for part in on_disk._parts)
+        held = sum(
+            np.count_nonzero(part._bytes.reshape(-1, PAGE).any(axis=1)) for part in on_disk._parts.values()
+        )
         assert 0 < held * PAGE < bound
         on_disk.close()
 
