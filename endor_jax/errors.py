@@ -84,6 +84,12 @@ class StreamError(EndorError, RuntimeError):
     """Reading ahead failed, or the stream was used after it was closed."""
 
 
+class PeerError(EndorError, RuntimeError):
+    """Another process of the run is not there, died, failed or fell behind, or was started unlike it."""
+
+    exit_code = 5
+
+
 @contextmanager
 def about(where: str) -> Iterator[None]:
     """Says in an InvalidInputError what it is about: whoever raised it knew numbers, not whose they are."""

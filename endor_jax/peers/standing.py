@@ -1,0 +1,81 @@
+"""What is known of a process of the run, and when that is a failure: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from endor_jax.errors import PeerError
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a process says it is. Seconds are this process's `time.monotonic`.
+
+    waits: how many waits it has ended; the processes of a run have the same ones in the same order. moves:
+    all signs of progress, waits among them. waiting: whether it waits now. heard_seconds: when it last said
+    something. moved_seconds: when it was last seen to move or to begin waiting.
+    """
+
+    heard_seconds: float
+    moved_seconds: float
+    waits: int = 0
+    moves: int = 0
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A process that fails the run, and why; every process says the same of it."""
+
+    process: int
+    got: str
+    expected: str
+    fix: str
+
+    def error(self, processes: int) -> PeerError:
+        """What every process raises."""
+        where = f"process {self.process} of {processes}, counted from 0"
+        return PeerError(where, got=self.got, expected=self.expected, fix=self.fix)
+
+
+def said(before: Standing, waits: int, moves: int, waiting: bool, *, now: float) -> Standing:
+    """The standing after a process has said how far it is, or another one has said so for it."""
+    moved = (waits, moves, waiting) != (before.waits, before.moves, before.waiting)
+    seconds = now if moved else before.moved_seconds
+    return replace(before, moved_seconds=seconds, waits=waits, moves=moves, waiting=waiting)
+
+
+def silent(standings: Mapping[int, Standing], *, now: float, timeout_seconds: float) -> Failure | None:
+    """The first of these processes, connected with this one, that has said nothing for too long."""
+    for process, standing in sorted(standings.items()):
+        if now - standing.heard_seconds > timeout_seconds:
+            return Failure(
+                process,
+                got=f"no sign of life for {timeout_seconds:g} seconds",
+                expected="one at least every second",
+                fix="see whether it was stopped, or its machine or the network is down, and start all again",
+            )
+    return None
+
+
+def behind(
+    standings: Mapping[int, Standing], own: Standing, *, now: float, timeout_seconds: float
+) -> Failure | None:
+    """The first process that this one has been waiting for, too long, though it lives.
+
+    It is one that has not come to the wait this process is in, does not wait itself, and has not moved in
+    all that time. Where all wait, they compute or exchange data together, however long that takes.
+    """
+    if not own.waiting or now - own.moved_seconds <= timeout_seconds:
+        return None
+    for process, standing in sorted(standings.items()):
+        late = standing.waits <= own.waits and not standing.waiting
+        if late and now - standing.moved_seconds > timeout_seconds:
+            return Failure(
+                process,
+                got=f"no progress for {timeout_seconds:g} seconds, after {standing.waits} steps",
+                expected=f"step {own.waits + 1}, which another process is in",
+                fix="see what it does (its disk, its memory), or allow more with a longer --peer-timeout",
+            )
+    return None
