@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from endor_jax.generate.sampling import Sampler as Sampler
     from endor_jax.kernels.expand import expand as expand
     from endor_jax.kernels.linear import linear as linear
+    from endor_jax.peers.join import join as join
+    from endor_jax.peers.peers import Peers as Peers
     from endor_jax.search.api import highest_sparsity as highest_sparsity
     from endor_jax.store.reader import Checkpoint as Checkpoint
     from endor_jax.store.reader import Checkpoint as open  # noqa: F401
@@ -48,6 +50,7 @@ _HOMES = {
     "Completion": "endor_jax.generate.model:Completion",
     "ConvertSettings": "endor_jax.conversion.settings:ConvertSettings",
     "Model": "endor_jax.generate.model:Model",
+    "Peers": "endor_jax.peers.peers:Peers",
     "Plan": "endor_jax.streaming.plan:Plan",
     "Record": "endor_jax.format.record:Record",
     "Sampler": "endor_jax.generate.sampling:Sampler",
@@ -61,6 +64,7 @@ _HOMES = {
     "expand": "endor_jax.kernels.expand.api:expand",
     "export": "endor_jax.conversion.export:export",
     "highest_sparsity": "endor_jax.search.api:highest_sparsity",
+    "join": "endor_jax.peers.join:join",
     "linear": "endor_jax.kernels.linear.api:linear",
     "load": "endor_jax.generate.model:load",
     "orbax": "endor_jax.adapters.orbax",

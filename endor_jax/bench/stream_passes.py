@@ -23,11 +23,12 @@ from endor_jax.generate.runner import Feed, Runner, advance
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.plan import DEPTH, FixedCosts, Plan, Tier
 from endor_jax.streaming.prefetch import Prefetcher
 from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.schedule import Action, Schedule
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.timeline import Timeline
 from endor_jax.streaming.transfer import shares_memory
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from endor_jax.generate.continuation import Continuation, Wishes
+from endor_jax.generate.continuation import Continuation, Wishes, agree_on
 from endor_jax.generate.runner import Runner, advance
 from endor_jax.generate.statistics import Meter
 from endor_jax.text import Tokenizer
@@ -35,6 +35,7 @@ def generate_batch(
     rows = min(runner.shape.sequences, len(prompts))
     if not rows:
         return
+    agree_on(runner, prompts, wishes)
     caches = runner.new_caches(rows)
     while waiting or active:
         clock, entered = time.perf_counter(), 0

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from endor_jax.errors import InvalidInputError, OptionError
-from endor_jax.generate.runner import Feed
+from endor_jax.generate.runner import Feed, Runner, digest_ids
 from endor_jax.generate.sampling import Sampler, sample
 from endor_jax.text import StopStrings, StreamingDecoder, Tokenizer
 
@@ -41,6 +41,11 @@ def wishes_for(max_tokens: int, sampler: Sampler | None, stop: Sequence[str]) ->
     """What a caller asked for, greedy without a sampler. Raises OptionError for what cannot be."""
     StopStrings(stop)  # which says what is wrong with them
     return Wishes(max_tokens, sampler or Sampler(), tuple(stop))
+
+
+def agree_on(runner: Runner, prompts: Sequence[Sequence[int]], wishes: Wishes) -> None:
+    """Raises PeerError unless every process of the run goes on from the same ids with the same wishes."""
+    runner.devices.agree(prompts=digest_ids(prompts), wishes=wishes)
 
 
 @dataclass(frozen=True)

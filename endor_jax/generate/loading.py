@@ -13,10 +13,11 @@ from endor_jax.models import Decoder, part_shapes
 from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.devices import Devices
-from endor_jax.streaming.executor import Executor, read_parts, spread
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.link import Link
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.schedule import Schedule
+from endor_jax.streaming.streamable import read_parts, spread
 from endor_jax.streaming.timeline import Timeline
 
 

@@ -27,6 +27,7 @@ from endor_jax.generate.sampling import Sampler
 from endor_jax.generate.scoring import TokenScores, losses, score, token_scores
 from endor_jax.generate.session import Session, chat_ids, check_room
 from endor_jax.generate.statistics import Meter, Statistics
+from endor_jax.peers.peers import Peers
 from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
@@ -292,6 +293,7 @@ def load(
     reader: str | None = None,
     timeline: Timeline | None = None,
     mesh: Mesh | None = None,
+    peers: Peers | None = None,
 ) -> Model:
     """Opens a converted model and places its records.
 
@@ -304,10 +306,10 @@ def load(
     what was measured to be best on this disk. timeline: collects what each stage does and when (`endor
     trace`). mesh: of one axis, whose devices share every layer: each reads, transfers and keeps its own parts
     (`convert(shards=)`), and device_memory is that of each. Where it spans processes, all of them load the
-    model and then make the same calls.
+    model and then make the same calls; peers (`endor.join`) sees to it that none waits for one that is gone.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
     """
-    devices = one_device(default_device()) if mesh is None else over_mesh(mesh)
+    devices = one_device(default_device()) if mesh is None else over_mesh(mesh, peers=peers)
     device, share = devices.first, devices.share
     checkpoint = Checkpoint(path, reader=reader)
     manifest = checkpoint.manifest
@@ -316,6 +318,13 @@ def load(
     check_divides(checkpoint.path, manifest, devices.count)
     dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
     shape = geometry(decoder.config, dtype, context, batch, micro_batch=micro_batch, devices=devices.count)
+    devices.agree(
+        checkpoint=to_json(manifest)["digest"],
+        devices=devices.count,
+        context=shape.context,
+        batch=shape.sequences,
+        micro_batch=shape.most_rows,
+    )
     device_bytes, host_bytes = budgets(device, device_memory, host_memory, devices=len(share.places))
     shape, plan = place_model(
         manifest,

@@ -18,9 +18,9 @@ from endor_jax.kernels.linear.cpu import fused_rows
 from endor_jax.kernels.place import cpu_place
 from endor_jax.models import HeadShare, LlamaConfig, OptConfig, head_share
 from endor_jax.store.manifest import Manifest, StoredRecord
-from endor_jax.streaming.executor import Streamable
 from endor_jax.streaming.plan import READS, FixedCosts, Plan, make_plan
 from endor_jax.streaming.share import WHOLE, Share, device_layout
+from endor_jax.streaming.streamable import Streamable
 
 CHUNK = 128
 """Tokens of a prompt that one step takes; longer prompts go chunk by chunk, layer-major."""

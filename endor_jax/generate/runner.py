@@ -25,6 +25,7 @@ from endor_jax.generate.caches import Caches
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import CHUNK, Geometry, chunk_for, micro_batches_for
 from endor_jax.models import Decoder, KVCache, as_bits, create_cache
+from endor_jax.store.digest import digest_bytes
 from endor_jax.streaming.devices import Devices
 from endor_jax.streaming.executor import Executor
 
@@ -159,7 +160,7 @@ def advance(runner: Runner, caches: Caches, feeds: Sequence[Feed]) -> Float[np.n
     runner.executor.run(step)
     wide = {
         number: np.concatenate([np.asarray(block)[:, 0] for block in blocks], axis=1)
-        for number, *blocks in zip(numbers, *logits, strict=True)
+        for number, *blocks in zip(numbers, *runner.devices.wait(logits), strict=True)
     }
     rows = [wide[feed.row // caches.rows][feed.row % caches.rows] for feed in feeds]
     return np.stack(rows)[:, : runner.embedding.vocabulary]
@@ -238,7 +239,8 @@ def embed(runner: Runner, ids: Sequence[int], start: int, *, chunk: int = CHUNK)
 def _enter(runner: Runner, values: np.ndarray, starts: np.ndarray, length: int) -> Chunk:
     positions = runner.devices.everywhere(starts)
     if runner.devices.several_processes:  # each has read the rows that are in its parts
-        embedded = steps.sum_step(runner.devices.summands(values), mesh=runner.devices.mesh)
+        summands = runner.devices.summands(values)
+        embedded = runner.devices.wait(steps.sum_step(summands, mesh=runner.devices.mesh))
     else:
         embedded = runner.devices.everywhere(values)
     x = steps.stem_step(runner.decoder, runner.stem, embedded, positions, mesh=runner.devices.mesh)
@@ -254,6 +256,11 @@ def apply_layer(runner: Runner, record: Record, chunks: list[Chunk], cache: KVCa
         )
         chunks[i] = Chunk(x, chunk.start, chunk.length)
     return cache
+
+
+def digest_ids(sequences: Sequence[Sequence[int]]) -> str:
+    """A digest of some token ids, for processes to compare."""
+    return digest_bytes(repr([[int(token) for token in ids] for ids in sequences]).encode())
 
 
 def check_length(runner: Runner, start: int, count: int) -> None:

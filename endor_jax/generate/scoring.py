@@ -18,7 +18,7 @@ from endor_jax.errors import InvalidInputError
 from endor_jax.format.record import Record
 from endor_jax.generate import steps
 from endor_jax.generate.placement import CHUNK, chunk_for
-from endor_jax.generate.runner import Chunk, Runner, apply_layer, check_length, embed
+from endor_jax.generate.runner import Chunk, Runner, apply_layer, check_length, digest_ids, embed
 
 Head = Callable[[Record, int, int, Chunk], object]
 """(block of vocabulary rows, its first row, sequence, chunk whose x is what the head multiplies)"""
@@ -30,12 +30,13 @@ def score(runner: Runner, sequences: Sequence[Sequence[int]]) -> Float[np.ndarra
     Raises InvalidInputError for no sequences, empty or too long ones.
     """
     check_length(runner, 0, len(sequences[0]) if sequences else 0)
+    runner.devices.agree(sequences=digest_ids(sequences))
     vocabulary = runner.embedding.vocabulary
     logits = np.empty((len(sequences), len(sequences[0]), vocabulary), np.float32)
 
     def head(record: Record, row: int, sequence: int, chunk: Chunk) -> None:
         # The last blocks may be padded with rows that are no tokens.
-        whole = np.asarray(steps.head_step(record, chunk.x, mesh=runner.devices.mesh))
+        whole = np.asarray(runner.devices.wait(steps.head_step(record, chunk.x, mesh=runner.devices.mesh)))
         block = whole[0, : chunk.length, : max(vocabulary - row, 0)]
         first = int(chunk.start[0])
         logits[sequence, first : first + chunk.length, row : row + block.shape[1]] = block
@@ -77,6 +78,7 @@ def token_scores(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Tok
                 expected="at least two",
                 fix="the first token of a sequence has no loss",
             )
+    runner.devices.agree(sequences=digest_ids(sequences))
     result: list[TokenScores] = []
     for group in _groups(runner, sequences):
         folds: dict[tuple[int, int], steps.Fold] = {}
@@ -97,7 +99,7 @@ def token_scores(runner: Runner, sequences: Sequence[Sequence[int]]) -> list[Tok
         _pass(runner, sequences, group, head)
         for sequence in group:
             own = [fold for (of, _), fold in folds.items() if of == sequence]
-            result.append(_scores_of(own, len(sequences[sequence]) - 1))
+            result.append(_scores_of(runner.devices.wait(own), len(sequences[sequence]) - 1))
     return result
 
 

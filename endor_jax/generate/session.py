@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from endor_jax.errors import InvalidInputError, StreamError
-from endor_jax.generate.continuation import Continuation, Token, Wishes, wishes_for
+from endor_jax.generate.continuation import Continuation, Token, Wishes, agree_on, wishes_for
 from endor_jax.generate.runner import Runner, advance
 from endor_jax.generate.sampling import Sampler
 from endor_jax.generate.statistics import Meter, Statistics
@@ -68,6 +68,7 @@ class Session:
         another one was begun in this session.
         """
         check_room(self._runner, len(ids), wishes.max_tokens)
+        agree_on(self._runner, [ids], wishes)
         self._turn += 1
         return self._generate(list(ids), wishes, self._turn)
 

@@ -17,10 +17,11 @@ from endor_jax.store.manifest import Signature, StoredRecord
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.link import choose_link
 from endor_jax.streaming.plan import FixedCosts, make_plan
 from endor_jax.streaming.step import LayerFunction, make_step, refuse_traced
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.transfer import Device, shares_memory
 from endor_jax.streaming.turn import Turn
 

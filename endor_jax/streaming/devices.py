@@ -9,23 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from endor_jax.errors import InvalidInputError, OptionError
+from endor_jax.peers.peers import Peers
 from endor_jax.streaming.share import Share
 from endor_jax.streaming.transfer import Device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a stream. own: those of this process, in the order of the mesh. mesh: None for one."""
+    """The devices of a stream. own: those of this process, in the order of the mesh. mesh: None for one.
+    peers: the other processes of the run, where it spans several."""
 
     own: tuple[Device, ...]
     mesh: Mesh | None = None
+    peers: Peers | None = None
 
     @property
     def first(self) -> Device:
@@ -75,6 +80,15 @@ class Devices:
         """Whether some of them belong to other processes."""
         return self.count > len(self.own)
 
+    def wait(self, arrays: T) -> T:
+        """`jax.block_until_ready`; over several processes it ends with a PeerError when one of them fails."""
+        return jax.block_until_ready(arrays) if self.peers is None else self.peers.wait(arrays)
+
+    def agree(self, **values: Any) -> None:
+        """Raises PeerError, the same in every process, unless all of them say the same."""
+        if self.peers is not None:
+            self.peers.agree({name.replace("_", " "): str(value) for name, value in values.items()})
+
     def summands(self, values: np.ndarray) -> jax.Array:
         """(count, ...) spread over the devices: what this process has, on its first one, and zeros."""
         zeros = np.zeros_like(values)
@@ -111,7 +125,7 @@ def first_devices(count: int) -> Mesh:
     return Mesh(np.array(devices[:count]), ("model",))
 
 
-def over_mesh(mesh: Mesh) -> Devices:
+def over_mesh(mesh: Mesh, *, peers: Peers | None = None) -> Devices:
     """The devices of a mesh. Raises InvalidInputError unless it has one axis, and devices of this process."""
     process = jax.process_index()
     own = tuple(device for device in mesh.devices.flat if device.process_index == process)
@@ -122,4 +136,4 @@ def over_mesh(mesh: Mesh) -> Devices:
             expected="one axis, and at least one device of every process that loads the model",
             fix='make it with jax.make_mesh((N,), ("model",))',
         )
-    return Devices(own, mesh)
+    return Devices(own, mesh, peers)

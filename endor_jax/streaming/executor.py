@@ -20,50 +20,21 @@ import jax
 import numpy as np
 
 from endor_jax.errors import StreamError
-from endor_jax.format.layout import RecordLayout
 from endor_jax.format.record import Record
-from endor_jax.memory import aligned_buffer
 from endor_jax.store.manifest import Part
 from endor_jax.store.mapping import MappedPart
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.devices import Devices
 from endor_jax.streaming.link import Link, choose_link
-from endor_jax.streaming.plan import Demand, Plan
+from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.prefetch import Prefetcher, closed_error, named
 from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.schedule import Action, Schedule, make_schedule
 from endor_jax.streaming.step import refuse_traced
+from endor_jax.streaming.streamable import Streamable, read_parts, spread
 from endor_jax.streaming.timeline import Stages, Timeline
-from endor_jax.streaming.transfer import Device, Kept, Source, Way, keep, pin_for, put, shares_memory
+from endor_jax.streaming.transfer import Kept, Source, Way, keep, pin_for, shares_memory
 from endor_jax.streaming.turn import Turn, Walk, no_step
-
-
-@dataclass(frozen=True)
-class Streamable:
-    """One record of the pass: its name, stored parts and layout.
-
-    layout: as one device has it. parts: `layout.parts` for each device of this process, one device after the
-    other; what has the same place on several devices has buffers of one size.
-    """
-
-    name: str
-    parts: tuple[Part, ...]
-    layout: RecordLayout
-
-    @property
-    def demand(self) -> Demand:
-        """What the plan needs to know about it."""
-        return Demand(
-            self.name,
-            read_bytes=sum(part.length_bytes for part in self.parts),
-            buffer_bytes=sum(part.buffer_bytes for part in self.parts[: self.layout.parts]),
-            parts=len(self.parts),
-            slot_bytes=max(part.buffer_bytes for part in self.parts),
-        )
-
-    def on(self, devices: Devices) -> list[Device]:
-        """The device that each part is for."""
-        return [device for device in devices.own for _ in range(self.layout.parts)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +93,7 @@ class Executor:
         for i, (record, tier) in enumerate(zip(self._records, plan.tiers, strict=True)):
             if tier == "device":
                 words = self._put(record, self._load(record), way=once)
-                self._resident[i] = jax.block_until_ready(words)
+                self._resident[i] = devices.wait(words)
                 self.bytes_transferred += self._moved_bytes(record)
             elif tier == "host":
                 self._kept[i] = keep(self._load(record), record.on(devices), way=self.link.kept)
@@ -196,7 +167,7 @@ class Executor:
             return Transfer(self._resident[index], slots=())
         transfer, demand = self._on_their_way[0], self._records[index].demand
         with self._timeline.waiting("wait for transfer", demand.name):
-            jax.block_until_ready(transfer.words)
+            self._devices.wait(transfer.words)
         self._on_their_way.popleft()  # only now: whatever interrupts the wait, `close` waits for it
         self.bytes_read += demand.read_bytes if transfer.slots else 0
         self.bytes_transferred += self._moved_bytes(self._records[index])
@@ -327,7 +298,7 @@ class Executor:
         else:
             result, arrived = self._in_use.pop(index)
             with self._timeline.waiting("wait for step", self._records[index].name):
-                jax.block_until_ready(result)
+                self._devices.wait(result)
             self._give_back(arrived)
 
     def close(self) -> None:
@@ -399,22 +370,3 @@ def _fill(
             checkpoint.fetch_mapped(part, mapped[part])
         else:
             checkpoint.read_part(part, into=slot)
-
-
-def read_parts(checkpoint: Checkpoint, parts: Sequence[Part]) -> tuple[np.ndarray, ...]:
-    """All parts of a record in page-aligned host buffers of their size classes."""
-    buffers = tuple(aligned_buffer(part.buffer_bytes) for part in parts)
-    for part, buffer in zip(parts, buffers, strict=True):
-        checkpoint.read_part(part, into=buffer)
-    return buffers
-
-
-def spread(
-    sources: Sequence[Source], record: Streamable, devices: Devices, *, way: Way = "pageable"
-) -> tuple[jax.Array, ...]:
-    """Starts the transfer of a record whose parts are in `sources`: for each part that a device has of it one
-    array, over all devices."""
-    triples = zip(sources, record.parts, record.on(devices), strict=True)
-    arrays = [put(source, part.buffer_bytes, device, way=way) for source, part, device in triples]
-    each = record.layout.parts
-    return tuple(devices.join(arrays[k::each]) for k in range(each))

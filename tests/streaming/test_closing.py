@@ -23,9 +23,10 @@ from endor_jax.errors import StreamError
 from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.plan import FixedCosts, Plan
 from endor_jax.streaming.prefetch import Prefetcher
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.timeline import Timeline
 from endor_jax.streaming.transfer import shares_memory
 

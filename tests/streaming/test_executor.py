@@ -22,10 +22,11 @@ from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming import executor as executor_module
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.link import Link
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.ring import Ring
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.transfer import Source, Way, put, shares_memory
 
 LAYERS = stack(5)

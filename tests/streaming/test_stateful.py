@@ -42,8 +42,9 @@ from endor_jax.format.record import Record
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming import executor as executor_module
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.transfer import Device
 
 EXAMPLES = int(os.environ.get("ENDOR_TEST_STATEFUL", "8"))

@@ -18,8 +18,9 @@ from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.plan import FixedCosts, Plan
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.timeline import Stages, Timeline
 from endor_jax.streaming.transfer import shares_memory
 

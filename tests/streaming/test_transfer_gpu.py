@@ -20,13 +20,14 @@ from endor_jax.memory import aligned_buffer
 from endor_jax.streaming.budget import free_device_bytes
 from endor_jax.streaming.cuda_runtime import find_runtime, unclaimed_bytes
 from endor_jax.streaming.devices import one_device
-from endor_jax.streaming.executor import Executor, Streamable
+from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.link import choose, choose_link
 from endor_jax.streaming.link_rates import measure_link, refusals
 from endor_jax.streaming.memory_pools import free_in_pool
 from endor_jax.streaming.pinning import pin
 from endor_jax.streaming.plan import FixedCosts, Plan, Tier
 from endor_jax.streaming.ring import Ring
+from endor_jax.streaming.streamable import Streamable
 from endor_jax.streaming.transfer import WAYS, Way, keep, pin_for, put
 
 pytestmark = pytest.mark.gpu
