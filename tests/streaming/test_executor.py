@@ -21,6 +21,7 @@ from endor_jax.format.record import Record
 from endor_jax.store.manifest import Part
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming import executor as executor_module
+from endor_jax.streaming import streamable as streamable_module
 from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.link import Link
@@ -254,7 +255,7 @@ def test_a_device_with_its_own_memory(
         slot[:] = 0xFF
         release(ring, slot)
 
-    monkeypatch.setattr(executor_module, "put", copying)
+    monkeypatch.setattr(streamable_module, "put", copying)
     monkeypatch.setattr(Ring, "release", poison)
     records = [Streamable(r.name, r.parts, manifest.layout(r)) for r in manifest.records[: len(tiers)]]
     demands = tuple(record.demand for record in records)

@@ -32,6 +32,7 @@ from endor_jax.store.manifest import Part
 from endor_jax.store.part import DATA_FILE
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming import executor as executor_module
+from endor_jax.streaming import streamable as streamable_module
 from endor_jax.streaming.ring import Ring
 from endor_jax.streaming.transfer import Device
 
@@ -222,7 +223,7 @@ def separate_memory(patch: pytest.MonkeyPatch) -> None:
     def put(buffer: np.ndarray, size_bytes: int, device: Device, **how: Any) -> LateWords:
         return LateWords(buffer[:size_bytes], device)
 
-    patch.setattr(executor_module, "put", put)
+    patch.setattr(streamable_module, "put", put)
     patch.setattr(executor_module, "shares_memory", lambda device: False)
 
 
