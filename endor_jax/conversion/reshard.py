@@ -1,7 +1,7 @@
 """`reshard`: a checkpoint cut into other parts, one record in memory at a time; no bit of a tensor changes.
 
-What is lossless is decoded and encoded again with the codec it has; integers and scales move as they are,
-never quantised again. The parts are those that a conversion with as many shards would have written.
+Fields, bases, scales and escapes move as they are (`format/cut.py`): integers are never quantised again, and
+the parts are those that a conversion with as many shards would have written.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from endor_jax.conversion.layouts import UNCOMPRESSED, record_layouts, tree_layo
 from endor_jax.conversion.paths import check_apart
 from endor_jax.conversion.settings import check_shards
 from endor_jax.conversion.survey import Progress
-from endor_jax.format.decode import decode, decode_quantised
+from endor_jax.format.decode import decode
 from endor_jax.format.encode import Encodable
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorLayout, TensorSpec
-from endor_jax.format.tensor import SparseTensor
 from endor_jax.memory import give_back
 from endor_jax.store.destination import check_destination, check_resumable, check_room, taken_bytes
 from endor_jax.store.manifest import Manifest, StoredRecord, to_json
@@ -39,7 +38,7 @@ def reshard(
     """Writes a checkpoint again with every record in a multiple of `shards` parts; returns its manifest.
 
     Tensors keep their bits, dtypes and codecs, and files beside them their bytes; the checkpoint that is read
-    is not changed. In memory is one record, as it is stored and decoded. resume: go on with what an
+    is not changed. In memory are one record as it is stored, and one part. resume: go on with what an
     interrupted call for the same checkpoint has left at `destination`: the result is the same to the byte.
     progress: called with (what, dense bytes done, dense bytes in all).
     Raises what opening and reading a checkpoint raises, OptionError for less than one shard or more than the
@@ -114,7 +113,7 @@ def _write_records(
     for record in manifest.records:
         layout, tree = layouts[record.name], manifest.signatures[record.signature].tree
         report(f"cutting {record.name}", done, total)
-        arrays = _decoded(opened, record) if writer.missing(record.name, layout) else {}
+        arrays = _arrays(opened, record, layout) if writer.missing(record.name, layout) else {}
         writer.write_record(record.name, layout, arrays, tree=tree)
         del arrays  # or they would still be here while the next record is read
         done += layout.dense_bytes
@@ -122,13 +121,12 @@ def _write_records(
     report("done", done, total)
 
 
-def _decoded(opened: Checkpoint, record: StoredRecord) -> dict[str, Encodable]:
-    """The tensors of a record as they are encoded from."""
+def _arrays(opened: Checkpoint, record: StoredRecord, layout: RecordLayout) -> dict[str, Encodable]:
+    """What the tensors of a record are written from: what is stored of them, or, where an array's own bytes
+    become fields or fields an array, the array."""
     held = opened.read_record(record)
-    return {name: _encodable(held[name]) for name in held}
-
-
-def _encodable(tensor: SparseTensor) -> Encodable:
-    layout = tensor.layout
-    quantised = isinstance(layout, FieldLayout) and layout.codec.quantised
-    return decode_quantised(tensor) if quantised else decode(tensor)
+    arrays: dict[str, Encodable] = {}
+    for name, tensor in layout.tensors:
+        as_fields = isinstance(tensor, FieldLayout) and isinstance(held.layout[name], FieldLayout)
+        arrays[name] = held[name] if as_fields else decode(held[name])
+    return arrays

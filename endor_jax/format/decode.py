@@ -31,21 +31,6 @@ def decode(tensor: SparseTensor) -> np.ndarray:
     return np.concatenate(blocks)[:rows].reshape(layout.shape)
 
 
-def decode_quantised(tensor: SparseTensor) -> Quantised:
-    """The integers and scales of an array under a codec that quantises: encoded again, they give its bytes.
-
-    Of a damaged part they may be anything, as `quantised_rows` says.
-    """
-    layout = tensor.layout
-    assert isinstance(layout, FieldLayout)
-    rows, _ = matrix_shape(layout.shape)
-    blocks = [quantised_rows(np.asarray(part), layout, np.arange(layout.rows)) for part in tensor.parts]
-    values, scales = (
-        np.concatenate([getattr(block, name) for block in blocks])[:rows] for name in ("values", "scales")
-    )
-    return Quantised(values, scales, layout.shape, layout.dtype)
-
-
 def _decode_dense(part: np.ndarray, layout: DenseLayout) -> np.ndarray:
     dtype = dtype_from_name(layout.dtype)
     count = int(np.prod(layout.shape))

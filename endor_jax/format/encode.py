@@ -16,6 +16,7 @@ import numpy as np
 from endor_jax import native
 from endor_jax.arrays import bits_of, round_up
 from endor_jax.errors import InvalidInputError, UnsupportedError
+from endor_jax.format.cut import cut_rows
 from endor_jax.format.encode_matrix import encode_matrix
 from endor_jax.format.encode_native import encode_matrix_natively
 from endor_jax.format.encode_quantised import encode_quantised
@@ -60,16 +61,18 @@ class EncodedRecord:
     """Longest escape list of any part, per tensor stored as fields: bounds `escape_capacity`."""
 
 
-Encodable = np.ndarray | Quantised
-"""What a tensor is encoded from: an array, or its integers and scales where its codec quantises."""
+Encodable = np.ndarray | Quantised | SparseTensor
+"""What a tensor is encoded from: an array, its integers and scales where its codec quantises, or what is
+stored of it under the same codec, to be cut into other parts."""
 
 
 def encode_record(layout: RecordLayout, arrays: Mapping[str, Encodable]) -> EncodedRecord:
     """Encodes the tensors of one layer into parts of this layout.
 
     arrays: by tensor; under a codec that quantises, an array is quantised (`quantise`, unweighted), and a
-    `Quantised` is stored as it is. Raises UnsupportedError if a part would reach 2^32 bits, InvalidInputError
-    for a `Quantised` that its codec cannot hold, or an array that cannot be quantised.
+    `Quantised` is stored as it is; of a `SparseTensor` the stored bits are taken (`cut.py`). Raises
+    UnsupportedError if a part would reach 2^32 bits, InvalidInputError for a `Quantised` or a `SparseTensor`
+    that its codec cannot hold, or an array that cannot be quantised.
     """
     parts = [encode_part(layout, arrays, part) for part in range(layout.parts)]
     stats, escapes = counts_of([(part.stats, part.escapes) for part in parts])
@@ -136,6 +139,9 @@ def _encode_share(array: Encodable, share: _Share) -> EncodedMatrix:
     if missing == layout.rows:
         bits, missing = np.zeros((1, layout.columns), layout.number.unsigned), missing - 1
         encoded = encode_matrix(bits, Codec("raw"), layout.number)
+    elif isinstance(array, SparseTensor):
+        _check_stored(array, share)
+        encoded = cut_rows(array, share.first, share.last)
     elif layout.codec.quantised:
         encoded = encode_quantised(_quantised_share(array, share), layout.codec)
     elif isinstance(array, Quantised):
@@ -156,7 +162,20 @@ def _encode_share(array: Encodable, share: _Share) -> EncodedMatrix:
     return replace(encoded, **extended)
 
 
-def _quantised_share(array: Encodable, share: _Share) -> Quantised:
+def _check_stored(tensor: SparseTensor, share: _Share) -> None:
+    """Raises InvalidInputError unless a tensor is stored as it is to be."""
+    stored, layout = tensor.layout, share.layout
+    wanted = layout.codec, layout.shape, layout.dtype
+    if not isinstance(stored, FieldLayout) or (stored.codec, stored.shape, stored.dtype) != wanted:
+        raise InvalidInputError(
+            f"tensor {share.name!r}",
+            got=repr(tensor),
+            expected=f"{layout.dtype}{list(layout.shape)}, {layout.codec.name}, as its layout says",
+            fix="decode it, and give the array",
+        )
+
+
+def _quantised_share(array: np.ndarray | Quantised, share: _Share) -> Quantised:
     """Rows of a tensor as integers and scales that the format can hold."""
     layout, where = share.layout, f"tensor {share.name!r}"
     bits = INTEGER_BITS[layout.codec.kind]
@@ -253,7 +272,7 @@ def encode_array(array: Encodable, codec: str) -> SparseTensor:
     array: bfloat16, float16 or float32, rank 2 or more. Raises UnsupportedError for others, and what
     `encode_record` does.
     """
-    dtype = array.dtype if isinstance(array, Quantised) else array.dtype.name
+    dtype = array.dtype.name if isinstance(array, np.ndarray) else array.dtype
     layout = plan_layout({"array": TensorSpec(array.shape, dtype, parse_codec(codec))})
     encoded = encode_record(layout, {"array": array})
     return SparseTensor(encoded.parts, with_escapes(layout, encoded.escapes)["array"])

@@ -6,6 +6,8 @@ j // 32. A reader takes two neighbouring words and shifts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 WORD_BITS = 32
@@ -80,3 +82,31 @@ def read(words: np.ndarray, positions: np.ndarray, width: int) -> np.ndarray:
     following = np.minimum(index + 1, words.shape[0] - 1)
     pair = words[index].astype(np.uint64) | (words[following].astype(np.uint64) << np.uint64(WORD_BITS))
     return ((pair >> (positions % WORD_BITS)) & np.uint64((1 << width) - 1)).astype(np.uint32)
+
+
+def cut(words: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Bits start, ..., start + count − 1 of `words` as a stream of their own: (⌈count / 32⌉,) uint32, its
+    unused bits 0."""
+    first, shift = divmod(start, WORD_BITS)
+    whole, spare = -(-count // WORD_BITS), -count % WORD_BITS
+    stream = words[first : first + whole] >> np.uint32(shift)
+    if shift:
+        following = words[first + 1 : first + 1 + whole]
+        stream[: following.shape[0]] |= following << np.uint32(WORD_BITS - shift)
+    if spare:
+        stream[-1:] &= np.uint32((1 << (WORD_BITS - spare)) - 1)
+    return stream
+
+
+def join(streams: Sequence[np.ndarray], counts: Sequence[int]) -> np.ndarray:
+    """Streams of so many bits each, their unused bits 0, as one without gaps."""
+    joined = np.zeros(-(-sum(counts) // WORD_BITS), np.uint32)
+    start = 0
+    for stream, count in zip(streams, counts, strict=True):
+        first, shift = divmod(start, WORD_BITS)
+        joined[first : first + stream.shape[0]] |= stream << np.uint32(shift)
+        if shift:  # where the stream ends before the last word does, nothing is left over
+            following = joined[first + 1 : first + 1 + stream.shape[0]]
+            following |= stream[: following.shape[0]] >> np.uint32(WORD_BITS - shift)
+        start += count
+    return joined

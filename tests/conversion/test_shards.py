@@ -61,7 +61,7 @@ def assert_cut(manifest: Manifest, shards: int) -> None:
     ("name", "shards", "settings"),
     [
         ("llama", 2, {"dtype": "bfloat16", "prune": "magnitude", "sparsity": 0.5}),
-        ("llama", 8, {"values": "int8"}),
+        ("llama", 4, {"values": "int8"}),
         ("untied", 3, {"values": "packed", "dtype": "float16"}),
         ("untied", 7, {"values": "int4", "prune": "magnitude", "sparsity": 0.5}),
         ("opt", 4, {}),

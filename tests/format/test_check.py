@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from endor_jax.arrays import bits_of
 from endor_jax.format.check import check_part
-from endor_jax.format.decode import decode, decode_quantised, read_escapes
+from endor_jax.format.decode import decode, read_escapes
 from endor_jax.format.encode import Encodable, EncodedRecord, encode_record, with_escapes
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout, TensorSpec, plan_layout
 from endor_jax.format.quantise import Quantised, quantise
 from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
+from tests.format.integers import quantised_of
 from tests.strategies import INTEGER_CODECS, arrays, codecs, integers
 
 
@@ -78,7 +79,7 @@ def test_what_passes_after_a_flip_is_what_an_encoder_would_write(data: st.DataOb
 
 def decoded(parts: list[np.ndarray], layout: RecordLayout) -> dict[str, Encodable]:
     return {
-        name: decode_quantised(SparseTensor(tuple(parts), tensor))
+        name: quantised_of(parts, tensor)
         if isinstance(tensor, FieldLayout) and tensor.codec.quantised
         else decode(SparseTensor(tuple(parts), tensor))
         for name, tensor in layout.tensors

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.format.check import check_part
-from endor_jax.format.decode import decode, decode_quantised, decode_rows
+from endor_jax.format.decode import decode, decode_rows
 from endor_jax.format.encode import encode_record, with_escapes
 from endor_jax.format.layout import FieldLayout, RecordLayout, TensorSpec, plan_layout
 from endor_jax.format.tensor import SparseTensor
+from tests.format.integers import quantised_of
 from tests.strategies import CODECS, INTEGER_CODECS
 
 FUZZ = int(os.environ.get("ENDOR_TEST_FUZZ", "300"))
@@ -100,9 +101,7 @@ def test_damaged_words(number: int, seed: int) -> None:
 def assert_canonical(layout: RecordLayout, parts: tuple[np.ndarray, ...], index: int) -> None:
     arrays = {name: decode(SparseTensor((parts[index],), t)) for name, t in layout.tensors if "b" in name}
     arrays |= {
-        name: decode_quantised(SparseTensor(parts, t))
-        if t.codec.quantised
-        else decode(SparseTensor(parts, t))
+        name: quantised_of(parts, t) if t.codec.quantised else decode(SparseTensor(parts, t))
         for name, t in layout.tensors
         if isinstance(t, FieldLayout)
     }

@@ -11,7 +11,7 @@ import endor_jax as endor
 from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.check import check_part
-from endor_jax.format.decode import decode, decode_quantised, decode_rows
+from endor_jax.format.decode import decode, decode_rows
 from endor_jax.format.encode import encode_array, encode_record, with_escapes
 from endor_jax.format.layout import FieldLayout, TensorSpec, plan_layout
 from endor_jax.format.quantise import Quantised, dequantise, quantise
@@ -19,6 +19,7 @@ from endor_jax.format.tensor import SparseTensor
 from endor_jax.format.values import Codec
 from tests import strategies
 from tests.format import transcription
+from tests.format.integers import quantised_of
 from tests.strategies import INTEGER_CODECS, Pieces
 
 
@@ -30,7 +31,7 @@ def test_integers_and_scales_come_back(case: tuple[Pieces, Codec], parts: int) -
     record = encode_record(layout, {"w": quantised})
     tensor = with_escapes(layout, record.escapes)["w"]
     assert isinstance(tensor, FieldLayout)
-    back = decode_quantised(SparseTensor(record.parts, tensor))
+    back = quantised_of(record.parts, tensor)
     np.testing.assert_array_equal(back.values, quantised.values)
     used = back.scales != 0
     np.testing.assert_array_equal(back.scales[used], quantised.scales[used])
