@@ -16,9 +16,10 @@ from endor_jax.conversion.layouts import UNCOMPRESSED, record_layouts, tree_layo
 from endor_jax.conversion.paths import check_apart
 from endor_jax.conversion.settings import check_shards
 from endor_jax.conversion.survey import Progress
+from endor_jax.format.cut import own_bytes
 from endor_jax.format.decode import decode
 from endor_jax.format.encode import Encodable
-from endor_jax.format.layout import FieldLayout, RecordLayout, TensorLayout, TensorSpec
+from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout, TensorLayout, TensorSpec
 from endor_jax.memory import give_back
 from endor_jax.store.destination import check_destination, check_resumable, check_room, taken_bytes
 from endor_jax.store.manifest import Manifest, StoredRecord, to_json
@@ -126,7 +127,10 @@ def _arrays(opened: Checkpoint, record: StoredRecord, layout: RecordLayout) -> d
     become fields or fields an array, the array."""
     held = opened.read_record(record)
     arrays: dict[str, Encodable] = {}
-    for name, tensor in layout.tensors:
-        as_fields = isinstance(tensor, FieldLayout) and isinstance(held.layout[name], FieldLayout)
-        arrays[name] = held[name] if as_fields else decode(held[name])
+    for name, wanted in layout.tensors:
+        stored = held[name]
+        if isinstance(stored.layout, DenseLayout):
+            arrays[name] = decode(stored)
+        else:
+            arrays[name] = stored if isinstance(wanted, FieldLayout) else own_bytes(stored)
     return arrays

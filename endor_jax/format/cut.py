@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from endor_jax.arrays import array_bytes, dtype_from_name
 from endor_jax.format import bitmap, fields
 from endor_jax.format.decode import read_escapes
 from endor_jax.format.encoded_matrix import EncodedMatrix
-from endor_jax.format.layout import FieldLayout, Section
+from endor_jax.format.layout import FieldLayout, Section, matrix_shape
 from endor_jax.format.tensor import SparseTensor
+from endor_jax.format.values import Codec
 
 
 def cut_rows(tensor: SparseTensor, first: int, last: int) -> EncodedMatrix:
@@ -29,6 +31,16 @@ def cut_rows(tensor: SparseTensor, first: int, last: int) -> EncodedMatrix:
             pieces.append(_rows_of(np.asarray(words), layout, low, high))
             before.append(start + low - first)
     return pieces[0] if len(pieces) == 1 else _joined(pieces, before, layout)
+
+
+def own_bytes(tensor: SparseTensor) -> np.ndarray:
+    """The array of a matrix under `dense-raw`, whose fields are its own bytes: what `decode` gives."""
+    layout = tensor.layout
+    assert isinstance(layout, FieldLayout)
+    assert layout.codec == Codec("raw", bitmap=False)
+    rows, _ = matrix_shape(layout.shape)
+    held = cut_rows(tensor, 0, rows).stream.view(np.uint8)[: array_bytes(layout.shape, layout.dtype)]
+    return held.view(dtype_from_name(layout.dtype)).reshape(layout.shape)
 
 
 def _rows_of(part: np.ndarray, layout: FieldLayout, low: int, high: int) -> EncodedMatrix:

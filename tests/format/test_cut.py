@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from endor_jax.arrays import bits_of
 from endor_jax.errors import InvalidInputError
 from endor_jax.format import fields
+from endor_jax.format.cut import own_bytes
 from endor_jax.format.encode import Encodable, EncodedRecord, encode_record, with_escapes
 from endor_jax.format.layout import RecordLayout, TensorSpec, plan_layout
 from endor_jax.format.quantise import Quantised
@@ -46,6 +48,14 @@ def test_what_is_lossless(case: tuple[np.ndarray, Codec], before: int, after: in
 def test_integers_and_scales(case: tuple[Pieces, Codec], before: int, after: int) -> None:
     pieces, codec = case
     assert_moved(Quantised(*pieces), codec, before, after)
+
+
+@given(strategies.arrays(max_elements=4000), parts)
+def test_own_bytes(array: np.ndarray, count: int) -> None:
+    layout, record = encoded(array, Codec("raw", bitmap=False), count)
+    found = own_bytes(SparseTensor(record.parts, layout["w"]))
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(bits_of(found), bits_of(array))
 
 
 @given(st.lists(st.integers(0, 200), max_size=6), st.integers(0, 2**32 - 1))
