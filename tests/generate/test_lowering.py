@@ -12,7 +12,10 @@ import endor_jax as endor
 from endor_jax import models
 from endor_jax.generate import steps
 from endor_jax.generate.placement import CHUNK, pass_records
+from endor_jax.streaming.devices import first_devices
+from endor_jax.streaming.share import Share
 from tests.lowering import abstract, cuda_text
+from tests.tiny_models import LLAMA, write_tiny
 
 
 @pytest.mark.parametrize("time", [1, CHUNK])
@@ -40,3 +43,22 @@ def test_block_and_head_lower_for_cuda(checkpoint: Path, time: int) -> None:
         fold = steps.Fold(jnp.zeros(time, jnp.int32), *(jnp.zeros(time) for _ in range(3)))
         first = jax.ShapeDtypeStruct((), jnp.int32)
         assert "exponential" in cuda_text(steps.fold_step, head, x, abstract(fold), first, 320)
+
+
+def test_a_block_over_a_mesh_lowers_for_cuda_with_four_gathers(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "source", LLAMA | {"num_hidden_layers": 1}, dtype="bfloat16")
+    endor.convert(source, tmp_path / "2.endor", prune="magnitude", sparsity=0.5, shards=2)
+    mesh = first_devices(2)
+    with endor.open(tmp_path / "2.endor") as opened:
+        decoder = models.decoder(models.from_hf(opened.manifest.model or {}))
+        layer = pass_records(opened.manifest, Share(2, (0, 1)))[0]
+    words = 2 * layer.parts[0].buffer_bytes // 4
+    record = endor.Record((jax.ShapeDtypeStruct((words,), jnp.uint32),), layer.layout)
+    x = jax.ShapeDtypeStruct((1, 1, decoder.config.hidden_size), jnp.bfloat16)
+    shape = (1, CHUNK, decoder.config.kv_heads, decoder.config.head_dim)
+    cache = models.as_bits(models.KVCache(*(jnp.zeros(shape, jnp.bfloat16) for _ in range(2))))
+    start = jax.ShapeDtypeStruct((1,), jnp.int32)
+    text = cuda_text(steps.block_step, decoder, record, x, abstract(cache), start, mesh=mesh)
+    # Of the mixed heads, the output, the MLP's hidden values, its output; queries, keys and values stay.
+    assert text.count("stablehlo.all_gather") == 4
+    assert "popcnt" in text
