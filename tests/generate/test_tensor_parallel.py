@@ -20,6 +20,7 @@ from endor_jax.cli.main import app
 from endor_jax.errors import InvalidInputError, OptionError
 from endor_jax.generate.loading import make_runner
 from endor_jax.generate.placement import geometry
+from endor_jax.generate.runner import Feed, advance
 from endor_jax.generate.scoring import score
 from endor_jax.streaming.devices import first_devices, over_mesh
 from endor_jax.streaming.plan import Tier
@@ -181,3 +182,29 @@ def test_the_command_shares_layers_over_devices(model: tuple[Path, Path]) -> Non
         outputs.append(json.loads(done.stdout))
     assert outputs[0]["token_ids"] == outputs[1]["token_ids"]
     assert (outputs[0]["plan"]["devices"], outputs[1]["plan"]["devices"]) == (1, 4)
+
+
+@pytest.mark.parametrize("model", ["odd llama"], indirect=True)
+def test_caches_that_wait_in_host_memory_are_spread_too(model: tuple[Path, Path]) -> None:
+    devices = over_mesh(first_devices(4))
+    with endor.load(model[1], context=128, batch=2, mesh=devices.mesh) as resident:
+        plan = resident.plan
+    given = []
+    with endor.open(model[1]) as checkpoint:
+        decoder = models.decoder(models.from_hf(checkpoint.model_config()))
+        shape = geometry(decoder.config, "float32", 128, 2, micro_batch=1, devices=4)
+        for tier in ("device", "host"):
+            placed = replace(shape, cache_tier=tier)
+            runner = make_runner(checkpoint, decoder, placed, plan=plan, devices=devices)
+            caches = runner.new_caches(2)
+            feeds = [Feed(row, PROMPT[row:], 0) for row in range(2)]
+            logits = [advance(runner, caches, feeds)]
+            logits.append(advance(runner, caches, [Feed(row, [7], len(PROMPT) - row) for row in range(2)]))
+            given.append(np.stack(logits))
+            kept = caches.take((1, 1)).keys if tier == "device" else caches._waiting[1, 1].keys
+            own = decoder.config.head_dim * 128 * kept.dtype.itemsize
+            assert [shard.data.nbytes for shard in kept.addressable_shards] == [own] * 4
+            assert (kept.sharding.memory_kind == "pinned_host") == (tier == "host")
+            runner.executor.close()
+            runner.embedding.close()
+    np.testing.assert_array_equal(given[0], given[1])
