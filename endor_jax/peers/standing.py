@@ -12,14 +12,12 @@ from endor_jax.errors import PeerError
 class Standing:
     """How far a process says it is. Seconds are this process's `time.monotonic`.
 
-    waits: how many waits it has ended; the processes of a run have the same ones in the same order. moves:
-    all signs of progress, waits among them. waiting: whether it waits now. heard_seconds: when it last said
-    something. moved_seconds: when it was last seen to move or to begin waiting.
+    moves: how many signs of progress it has given, each ended wait among them. waiting: whether it waits now.
+    heard_seconds: when it last said something. moved_seconds: when either of the first two last changed.
     """
 
     heard_seconds: float
     moved_seconds: float
-    waits: int = 0
     moves: int = 0
     waiting: bool = False
 
@@ -39,11 +37,11 @@ class Failure:
         return PeerError(where, got=self.got, expected=self.expected, fix=self.fix)
 
 
-def said(before: Standing, waits: int, moves: int, waiting: bool, *, now: float) -> Standing:
+def said(before: Standing, moves: int, waiting: bool, *, now: float) -> Standing:
     """The standing after a process has said how far it is, or another one has said so for it."""
-    moved = (waits, moves, waiting) != (before.waits, before.moves, before.waiting)
+    moved = (moves, waiting) != (before.moves, before.waiting)
     seconds = now if moved else before.moved_seconds
-    return replace(before, moved_seconds=seconds, waits=waits, moves=moves, waiting=waiting)
+    return replace(before, moved_seconds=seconds, moves=moves, waiting=waiting)
 
 
 def silent(standings: Mapping[int, Standing], *, now: float, timeout_seconds: float) -> Failure | None:
@@ -64,18 +62,17 @@ def behind(
 ) -> Failure | None:
     """The first process that this one has been waiting for, too long, though it lives.
 
-    It is one that has not come to the wait this process is in, does not wait itself, and has not moved in
-    all that time. Where all wait, they compute or exchange data together, however long that takes.
+    It is one that does not wait itself and has not moved in all that time. Where all wait, they compute or
+    exchange data together, however long that takes.
     """
     if not own.waiting or now - own.moved_seconds <= timeout_seconds:
         return None
     for process, standing in sorted(standings.items()):
-        late = standing.waits <= own.waits and not standing.waiting
-        if late and now - standing.moved_seconds > timeout_seconds:
+        if not standing.waiting and now - standing.moved_seconds > timeout_seconds:
             return Failure(
                 process,
-                got=f"no progress for {timeout_seconds:g} seconds, after {standing.waits} steps",
-                expected=f"step {own.waits + 1}, which another process is in",
-                fix="see what it does (its disk, its memory), or allow more with a longer --peer-timeout",
+                got=f"no progress for {timeout_seconds:g} seconds",
+                expected="that it comes to the step in which others wait",
+                fix="see what it does (its disk, its memory, its stdout), or allow a longer --peer-timeout",
             )
     return None

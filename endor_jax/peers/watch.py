@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from endor_jax.peers.ending import exit_code, leave
@@ -51,17 +52,16 @@ class Watch:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around a wait for what other processes take part in."""
-        self._own = said(self._own, self._own.waits, self._own.moves, True, now=time.monotonic())
+        self._own = said(self._own, self._own.moves, True, now=time.monotonic())
         try:
             yield
         finally:
-            waits = self._own.waits + 1
-            self._own = said(self._own, waits, self._own.moves + 1, False, now=time.monotonic())
+            self._own = said(self._own, self._own.moves + 1, False, now=time.monotonic())
 
     def moved(self) -> None:
         """Progress between waits."""
         own = self._own
-        self._own = said(own, own.waits, own.moves + 1, own.waiting, now=time.monotonic())
+        self._own = said(own, own.moves + 1, own.waiting, now=time.monotonic())
 
     def exchange(self, value: str, *, last: bool = False) -> list[str] | None:
         """Says something to all, and waits for what they say: the values of all processes in order.
@@ -146,10 +146,10 @@ class Watch:
     def _hear(self, process: int, message: Mapping[str, Any]) -> None:
         now = time.monotonic()
         if message["kind"] == "beat":
-            for name, (waits, moves, waiting) in message["standings"].items():
+            for name, (moves, waiting) in message["standings"].items():
                 if int(name) != self._index:
                     before = self._standings[int(name)]
-                    self._standings[int(name)] = said(before, waits, moves, waiting, now=now)
+                    self._standings[int(name)] = said(before, moves, waiting, now=now)
         elif message["kind"] == "failure":
             self.fail(Failure(**message["failure"]))
         elif message["kind"] == "say":
@@ -158,9 +158,7 @@ class Watch:
             self._over = self._over or message["last"]
             self._agreed[message["round"]] = message["values"]
         before = self._standings[process]
-        self._standings[process] = Standing(
-            now, before.moved_seconds, before.waits, before.moves, before.waiting
-        )
+        self._standings[process] = replace(self._standings[process], heard_seconds=now)
 
     def _hear_value(self, message: Mapping[str, Any]) -> None:
         """Process 0: what a process has said in a round; when all have, they are told."""
@@ -178,14 +176,14 @@ class Watch:
 
     def _beat(self) -> None:
         known = {self._index: self._own} | (self._standings if self._index == 0 else {})
-        values = {str(i): (each.waits, each.moves, each.waiting) for i, each in known.items()}
+        values = {str(i): (each.moves, each.waiting) for i, each in known.items()}
         for process in list(self._lines):
             self._send(process, {"kind": "beat", "standings": values})
 
     def _pardon(self, now: float) -> None:
         """Counts from now on what was heard before this process was stopped itself."""
         for i, each in self._standings.items():
-            self._standings[i] = Standing(now, now, each.waits, each.moves, each.waiting)
+            self._standings[i] = replace(each, heard_seconds=now, moved_seconds=now)
 
     def _judge(self, now: float) -> None:
         connected = {i: self._standings[i] for i in self._lines}

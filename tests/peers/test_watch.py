@@ -80,7 +80,7 @@ def test_who_waits_says_that_another_does_not_move():
     with watches(3, timeout=1.0) as three, three[1].waiting(), three[0].waiting():
         eventually(lambda: all(watch.failure is not None for watch in three))
         assert {watch.failure.process for watch in three} == {2}
-        assert "no progress for 1 seconds, after 0 steps" in three[0].failure.got
+        assert three[0].failure.got == "no progress for 1 seconds"
 
 
 def test_who_moves_is_not_behind():
