@@ -18,6 +18,7 @@ from endor_jax.cli.console import (
     Verbose,
     read_text,
 )
+from endor_jax.cli.joined import Coordinator, PeerTimeout, Processes, ProcessIndex, joined
 from endor_jax.cli.plan import plan_values, prediction_values
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
@@ -66,6 +67,10 @@ def command(
         int | None,
         typer.Option(min=1, help="Devices that share every layer; the checkpoint needs --shards."),
     ] = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process_index: ProcessIndex = None,
+    peer_timeout: PeerTimeout = None,
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Take the prompt as it is.")
     ] = False,
@@ -94,20 +99,33 @@ def command(
         raise OptionError(
             "generate", got="--output and --prompt", expected="--batch-file", fix="redirect stdout instead"
         )
+    if processes is not None and (tensor_parallel is None or output_file is not None):
+        raise OptionError(
+            "generate",
+            got="--processes and " + ("--output" if tensor_parallel else "no --tensor-parallel"),
+            expected="--tensor-parallel, and answers on stdout of process 0",
+            fix="say how many devices all processes have together, and redirect stdout",
+        )
     sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
     wishes = wishes_for(max_tokens, sampler, stop or ())
     prompts = None if batch_file is None else read_prompts(batch_file)
     text = "" if prompt is None else _text(prompt)
     sequences = 1 if prompts is None else min(batch_size, len(prompts))
-    with load(
-        checkpoint,
-        device_memory=device_memory,
-        host_memory=host_memory,
-        context=context,
-        batch=sequences,
-        micro_batch=micro_batch,
-        mesh=None if tensor_parallel is None else first_devices(tensor_parallel),
-    ) as model:
+    with (
+        joined(
+            coordinator, processes=processes, process_index=process_index, peer_timeout=peer_timeout
+        ) as peers,
+        load(
+            checkpoint,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            context=context,
+            batch=sequences,
+            micro_batch=micro_batch,
+            mesh=None if tensor_parallel is None else first_devices(tensor_parallel),
+            peers=peers,
+        ) as model,
+    ):
         if prompts is None:
             result = _one(model, text, wishes, output, as_it_is=ignore_chat_template)
         else:
