@@ -12,6 +12,7 @@ from endor_jax.generate.costs import costs_of
 from endor_jax.generate.placement import plan_model
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
+from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.plan import Plan
 from endor_jax.streaming.prediction import Prediction, predict
 from endor_jax.streaming.transfer import shares_memory
@@ -80,7 +81,7 @@ def predict_sweep(checkpoint: Checkpoint, *, budgets: int) -> tuple[Predicted, .
     least = nothing.device_bytes - nothing.resident_bytes
     choice = checkpoint.reader_choice
     streaming = replace(all_read(nothing), reads=choice.reads)
-    costs = costs_of(manifest, shape, choice=choice, device=device)
+    costs = costs_of(manifest, shape, choice=choice, devices=one_device(device))
     plans = (
         plan_model(
             manifest,

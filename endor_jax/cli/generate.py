@@ -238,7 +238,8 @@ def comparison(prediction: Prediction, achieved: Achieved) -> str:
     waits = achieved.read_wait_seconds + achieved.transfer_wait_seconds
     hidden = ", the rest hidden behind what it waited for" if waits > achieved.seconds / 10 else ""
     took = f"at least {achieved.compute_seconds:.3g} s taken{hidden}"
-    stages = [f"computing {prediction.compute_seconds:.3g} s predicted, {took}"]
+    gathering = f" and gathering {prediction.gather_seconds:.3g} s" if prediction.gather_seconds else ""
+    stages = [f"computing {prediction.compute_seconds:.3g} s{gathering} predicted, {took}"]
     if prediction.transfer_seconds:
         took = f"{achieved.transfer_wait_seconds:.3g} s waited for"
         stages.insert(0, f"transfer {prediction.transfer_seconds:.3g} s predicted, {took}")

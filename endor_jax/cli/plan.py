@@ -46,6 +46,7 @@ def command(
     from endor_jax.generate.placement import geometry, place_model
     from endor_jax.streaming.advice import advise
     from endor_jax.streaming.budget import budgets, default_device
+    from endor_jax.streaming.devices import one_device
     from endor_jax.streaming.link import choose_link
     from endor_jax.streaming.plan import READS
     from endor_jax.streaming.prediction import predict
@@ -68,7 +69,7 @@ def command(
         shares_memory=shares_memory(device),
         staged=choose_link(device).staged,
     )
-    costs = None if choice is None else costs_of(manifest, shape, choice=choice, device=device)
+    costs = None if choice is None else costs_of(manifest, shape, choice=choice, devices=one_device(device))
     prediction = None if costs is None else predict(plan, costs)
     advice = () if costs is None else advise(plan, costs, _free(device))
     peak = expected_peak_bytes(plan)

@@ -2,63 +2,56 @@
 
 Nothing is measured on the model's own weights. A product costs what one with a random matrix of as many
 weights in the same codec does, a step what that of a small model of the family does, a read what the disk
-gives to the reader that was chosen.
+gives to the reader that was chosen, a gather what one over as many devices does.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
+from collections.abc import Sequence
 
 from endor_jax.format.layout import FieldLayout, RecordLayout
+from endor_jax.generate.gathers import gather_bytes
 from endor_jax.generate.placement import Geometry, pass_records
 from endor_jax.generate.step_rates import step_rates
 from endor_jax.processors import usable_cpus
 from endor_jax.store.manifest import Manifest
 from endor_jax.store.reader_choice import Choice
+from endor_jax.streaming.devices import Devices
+from endor_jax.streaming.gather_rates import gathering
 from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.measure import product_curve
 from endor_jax.streaming.prediction import Costs
 from endor_jax.streaming.rates import Product
-from endor_jax.streaming.transfer import Device
+from endor_jax.streaming.transfer import shares_memory
 
 LOGITS = "float32"
 
 
 def costs_of(
-    manifest: Manifest, shape: Geometry, *, choice: Choice, device: Device, link: Link | None = None
+    manifest: Manifest, shape: Geometry, *, choice: Choice, devices: Devices, link: Link | None = None
 ) -> Costs | None:
     """The costs of passes in which all sequences of the geometry go on by a token.
 
-    What is not remembered of this machine is measured: some tenths of a second for each kind of product, one
-    or two seconds for a family's steps, because those compile. None for a checkpoint that is so small that
-    its reader was not measured: then nothing else is.
+    What is not remembered of this machine is measured: some tenths of a second for each kind of product and
+    for gathers, one or two seconds for a family's steps, because those compile. None for a checkpoint that is
+    so small that its reader was not measured: then nothing else is. None too for devices of several
+    processes: what they give each other can only be measured by all of them at once.
     """
-    if not choice.rates:
+    if not choice.rates or len(devices.own) != devices.count:
         return None
-    rows = shape.rows
-    steps_per_record = -(-shape.sequences // rows)
-    curve = functools.cache(functools.partial(product_curve, device=device))
-    records = pass_records(manifest)
-    codec, dtype = Counter(
-        (tensor.codec.name, tensor.dtype) for tensor in fields(records[0].layout)
-    ).most_common(1)[0][0]
-    own = step_rates(shape, rows=rows, curve=curve, device=device, codec=codec, dtype=dtype)
-    layers, link = shape.config.layers, choose_link(device) if link is None else link
-
-    @functools.cache
-    def seconds(layout: RecordLayout, *, head: bool) -> float:
-        products = sum(
-            curve(_product(tensor, shape, rows, head=head)).seconds(
-                layout.parts * tensor.rows * tensor.columns
-            )
-            for tensor in fields(layout)
-        )
-        return steps_per_record * ((own.head_seconds if head else own.block_seconds) + products)
-
+    device, layers = devices.first, shape.config.layers
+    steps_per_record = -(-shape.sequences // shape.rows)
+    records = pass_records(manifest, devices.share)
+    layouts = [record.layout for record in records]
+    seconds, ends = _compute_seconds(shape, layouts, devices)
+    gathered = gather_bytes(shape, layouts[-1], heads=len(layouts) - layers)
+    gathers, link = gathering(devices), choose_link(device) if link is None else link
     return Costs(
-        record_seconds=tuple(seconds(record.layout, head=i >= layers) for i, record in enumerate(records)),
-        ends_seconds=steps_per_record * own.ends_seconds,
+        record_seconds=tuple(steps_per_record * each for each in seconds),
+        ends_seconds=steps_per_record * ends,
         readings=choice.expected,
         reads=choice.reads,
         cached=choice.cached,
@@ -68,7 +61,36 @@ def costs_of(
         sequences=shape.sequences,
         # Caches that wait on the host are moved to the device and back.
         moved_bytes=2 * shape.cache_bytes if shape.cache_tier == "host" else 0,
+        gather_seconds=steps_per_record * math.fsum(map(gathers.seconds, gathered)),
     )
+
+
+def _compute_seconds(
+    shape: Geometry, layouts: Sequence[RecordLayout], devices: Devices
+) -> tuple[list[float], float]:
+    """Computing of one micro-batch: with each record of a pass, and before the first and behind the last.
+
+    Where several devices are one processor's, their products, each of which uses all of it, add up; whatever
+    else they do is one thread's each.
+    """
+    curve = functools.cache(functools.partial(product_curve, device=devices.first))
+    codec, dtype = Counter((tensor.codec.name, tensor.dtype) for tensor in fields(layouts[0])).most_common(1)[
+        0
+    ][0]
+    own = step_rates(shape, rows=shape.rows, curve=curve, device=devices.first, codec=codec, dtype=dtype)
+    sharing = len(devices.own) if shares_memory(devices.first) else 1
+    turns = sharing / min(sharing, len(usable_cpus()))
+
+    @functools.cache
+    def seconds(layout: RecordLayout, *, head: bool) -> float:
+        products = sum(
+            curve(_product(tensor, shape, head=head)).seconds(layout.parts * tensor.rows * tensor.columns)
+            for tensor in fields(layout)
+        )
+        return turns * (own.head_seconds if head else own.block_seconds) + sharing * products
+
+    layers = shape.config.layers
+    return [seconds(layout, head=i >= layers) for i, layout in enumerate(layouts)], turns * own.ends_seconds
 
 
 def fields(layout: RecordLayout) -> list[FieldLayout]:
@@ -76,5 +98,6 @@ def fields(layout: RecordLayout) -> list[FieldLayout]:
     return [tensor for _, tensor in layout.tensors if isinstance(tensor, FieldLayout)]
 
 
-def _product(tensor: FieldLayout, shape: Geometry, rows: int, *, head: bool) -> Product:
-    return Product(tensor.codec.name, tensor.dtype, shape.dtype, LOGITS if head else shape.dtype, rows)
+def _product(tensor: FieldLayout, shape: Geometry, *, head: bool) -> Product:
+    output = LOGITS if head else shape.dtype
+    return Product(tensor.codec.name, tensor.dtype, shape.dtype, output, shape.rows)

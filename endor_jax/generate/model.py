@@ -60,8 +60,8 @@ class Model:
     plan: where the records are and what they take. expected_peak_host_bytes: a bound on the resident memory
     of this process, from before anything was loaded. prediction: what a pass takes, from before anything was
     loaded too, from rates of this machine and its disk, not of this model's weights; None for a checkpoint of
-    up to 16 MiB, for which nothing is measured. tokenizer: None if the checkpoint has none; prompts are token
-    ids then. statistics: of the latest generation.
+    up to 16 MiB, for which nothing is measured, and for a mesh over several processes. tokenizer: None if the
+    checkpoint has none; prompts are token ids then. statistics: of the latest generation.
     """
 
     def __init__(
@@ -339,9 +339,7 @@ def load(
     )
     # What host memory keeps may be more than one of the ways has room for.
     link = choose_link(device, kept_bytes=plan.host_kept_bytes)
-    costs = None
-    if mesh is None:  # what devices say to each other was not measured
-        costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, device=device, link=link)
+    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, devices=devices, link=link)
     prediction = None if costs is None else predict(plan, costs)
     if shape.cache_tier == "host":
         check_pinned_pool(shape.cache_bytes, pinned_pool_bytes(os.environ))

@@ -131,3 +131,11 @@ def test_a_link_is_compared_by_what_was_waited_for():
     assert "per pass transfer 0.5 s predicted, 0.45 s waited for; computing" in comparison(
         predicted, achieved
     )
+
+
+def test_what_devices_give_each_other_is_predicted_beside_computing():
+    predicted = Prediction(1, 0.0, 0.0, 0.1, 0.0, 0.3, "gather", False, gather_seconds=0.2)
+    achieved = Achieved(4.0, 0.25, 0.0, 0.0, 0.0, 0.25)
+    assert "per pass computing 0.1 s and gathering 0.2 s predicted, at least 0.25 s taken" in comparison(
+        predicted, achieved
+    )

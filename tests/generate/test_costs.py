@@ -21,6 +21,8 @@ from endor_jax.store.disk_rates import IN_FLIGHT, Rates, Reading
 from endor_jax.store.reader_choice import Choice
 from endor_jax.streaming import measure
 from endor_jax.streaming.budget import default_device
+from endor_jax.streaming.devices import Devices, first_devices, one_device, over_mesh
+from endor_jax.streaming.gather_rates import Gathering
 from endor_jax.streaming.rates import Curve
 from tests.generate.budgets import smallest
 from tests.tiny_models import LLAMA, OPT, write_tiny
@@ -99,7 +101,7 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_record_costs_its_step_and_its_products(tiny: Path, flat: None) -> None:
     with endor.open(tiny) as opened:
         shape = geometry_of(LLAMA | {"num_hidden_layers": LAYERS})
-        costs = costs_of(opened.manifest, shape, choice=CHOICE, device=default_device())
+        costs = costs_of(opened.manifest, shape, choice=CHOICE, devices=one_device(default_device()))
     assert costs is not None
     assert (costs.ends_seconds, costs.sequences, costs.moved_bytes) == (3.0, 1, 0)
     assert (costs.readings, costs.reads, costs.cached) == (READING, 1, False)
@@ -110,11 +112,34 @@ def test_a_record_costs_its_step_and_its_products(tiny: Path, flat: None) -> Non
     assert head == pytest.approx(2 + 1e-9 * 320 * 64, abs=1e-8)
 
 
+def test_devices_of_one_processor_add_up_and_gather(
+    tmp_path: Path, flat: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_tiny(tmp_path / "source", LLAMA)
+    endor.convert(source, tmp_path / "4.endor", prune="magnitude", sparsity=0.5, shards=4)
+    monkeypatch.setattr(costs_module, "gathering", lambda devices: Gathering(0.25, 1e12))
+    monkeypatch.setattr(costs_module, "usable_cpus", lambda: (0, 1))
+    with endor.open(tmp_path / "4.endor") as opened:
+        shape = replace(geometry_of(LLAMA), devices=4)
+        devices = over_mesh(first_devices(4))
+        costs = costs_of(opened.manifest, shape, choice=CHOICE, devices=devices)
+        # What other processes' devices give could only be measured with them.
+        split = Devices(devices.own[:2], devices.mesh)
+        assert costs_of(opened.manifest, shape, choice=CHOICE, devices=split) is None
+    assert costs is not None
+    # Four steps on two processors take two turns; four products of a quarter each, that of one.
+    weights = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64
+    assert costs.record_seconds[0] == pytest.approx(2 * 1 + 1e-9 * weights, abs=1e-7)
+    assert costs.ends_seconds == 6.0
+    # Six for each of four layers, because four devices share two key-value heads; one for all of the head.
+    assert costs.gather_seconds == pytest.approx(0.25 * (6 * 4 + 1))
+
+
 def test_micro_batches_pass_one_after_another_and_waiting_caches_move(tiny: Path, flat: None) -> None:
     config = LLAMA | {"num_hidden_layers": LAYERS}
     shape = replace(geometry_of(config, sequences=6), micro_batch=2, cache_tier="host")
     with endor.open(tiny) as opened:
-        costs = costs_of(opened.manifest, shape, choice=CHOICE, device=default_device())
+        costs = costs_of(opened.manifest, shape, choice=CHOICE, devices=one_device(default_device()))
     assert costs is not None
     assert (costs.sequences, costs.ends_seconds) == (6, 9.0)
     assert costs.record_seconds[0] == pytest.approx(3.0, abs=1e-3)

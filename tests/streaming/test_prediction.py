@@ -147,3 +147,22 @@ def test_more_device_memory_is_never_predicted_slower(
             return
         seconds.append(predict(plan, costs).seconds)
     assert seconds[1] <= seconds[0] * (1 + 1e-9)
+
+
+def test_steps_compute_and_gather_in_turns() -> None:
+    prediction = predict(plan_of(10**9), replace(COSTS, gather_seconds=0.1))
+    assert (prediction.binding, prediction.seconds) == ("compute", pytest.approx(0.22))
+    assert str(prediction) == (
+        "4.55 tokens/s, compute-bound (0.12 s of computing, 0.1 s of gathering per token)"
+    )
+    longer = predict(plan_of(10**9), replace(COSTS, gather_seconds=0.2))
+    assert (longer.binding, longer.seconds) == ("gather", pytest.approx(0.32))
+    assert "gathering-bound" in str(longer)
+
+
+def test_each_device_has_a_link_of_its_own() -> None:
+    costs = replace(COSTS, ring_bytes_per_second=2000.0, kept_bytes_per_second=2000.0)
+    one = plan_of(500, shares_memory=False)
+    several = replace(one, devices=4)  # what a device needs is in the demands
+    assert several.transferred_bytes_per_pass == 4 * one.transferred_bytes_per_pass
+    assert predict(several, costs).transfer_seconds == predict(one, costs).transfer_seconds
