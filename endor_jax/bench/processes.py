@@ -47,6 +47,14 @@ def process_of(threads: int) -> Iterator[ProcessPoolExecutor]:
         yield process
 
 
+@contextmanager
+def process_with(devices: int) -> Iterator[ProcessPoolExecutor]:
+    """A fresh process in which JAX makes so many devices of the CPU; jobs run one by one."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_on_cpu, initargs=(devices,)) as process:
+        yield process
+
+
 Result = TypeVar("Result")
 
 
@@ -69,5 +77,6 @@ def _bound(cpus: tuple[int, ...]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _on_cpu() -> None:
+def _on_cpu(devices: int = 1) -> None:
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)

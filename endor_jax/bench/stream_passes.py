@@ -22,7 +22,7 @@ from endor_jax.generate.placement import Geometry, fixed_costs, geometry, pass_r
 from endor_jax.generate.runner import Feed, Runner, advance
 from endor_jax.store.reader import Checkpoint
 from endor_jax.streaming.budget import default_device
-from endor_jax.streaming.devices import one_device
+from endor_jax.streaming.devices import Devices, one_device
 from endor_jax.streaming.executor import Executor
 from endor_jax.streaming.plan import DEPTH, FixedCosts, Plan, Tier
 from endor_jax.streaming.prefetch import Prefetcher
@@ -78,20 +78,25 @@ def time_passes(one_pass: Callable[[], object], count: int) -> Passes:
     return Passes(tuple(seconds), tuple(processors))
 
 
-def geometry_of(checkpoint: Checkpoint, sequences: int) -> Geometry:
-    """Of passes with so many sequences."""
+def geometry_of(checkpoint: Checkpoint, sequences: int, *, devices: int = 1) -> Geometry:
+    """Of passes with so many sequences, over so many devices."""
     config = models.decoder(models.from_hf(checkpoint.model_config())).config
     dtype = checkpoint.manifest.layout(checkpoint.manifest.record("embedding"))["weight"].dtype
-    return geometry(config, dtype, min(CONTEXT, config.max_positions), sequences)
+    return geometry(config, dtype, min(CONTEXT, config.max_positions), sequences, devices=devices)
 
 
-def plan_in_tier(checkpoint: Checkpoint, tier: Tier, *, sequences: int = 1) -> Plan:
-    """The plan with every record of a pass in one tier, whatever that takes."""
-    shares = shares_memory(default_device())
-    manifest = checkpoint.manifest
-    demands = tuple(record.demand for record in pass_records(manifest))
-    costs = fixed_costs(manifest, geometry_of(checkpoint, sequences), shares_memory=shares)
-    return Plan(demands, (tier,) * len(demands), costs, DEPTH, 0, 0, shares, checkpoint.reader_choice.reads)
+def plan_in_tier(
+    checkpoint: Checkpoint, tier: Tier, *, sequences: int = 1, devices: Devices | None = None
+) -> Plan:
+    """The plan with every record of a pass in one tier, whatever that takes. devices: the first, if none."""
+    on = one_device(default_device()) if devices is None else devices
+    shares, share = shares_memory(on.first), on.share
+    manifest, reads = checkpoint.manifest, checkpoint.reader_choice.reads
+    demands = tuple(record.demand for record in pass_records(manifest, share))
+    shape = geometry_of(checkpoint, sequences, devices=on.count)
+    costs = fixed_costs(manifest, shape, shares_memory=shares, share=share)
+    tiers = (tier,) * len(demands)
+    return Plan(demands, tiers, costs, DEPTH, 0, 0, shares, reads, devices=len(on.own))
 
 
 def one_after_another(plan: Plan) -> Schedule:
@@ -117,9 +122,14 @@ def computing(
 ) -> Iterator[Callable[[], object]]:
     """Passes that compute. Raises what loading raises."""
     with open_runner(checkpoint, plan, sequences, schedule=schedule, timeline=timeline) as runner:
-        caches = runner.new_caches(sequences)
-        feeds = [Feed(row, [TOKEN], min(POSITION, runner.shape.context - 1)) for row in range(sequences)]
-        yield lambda: advance(runner, caches, feeds)
+        yield token_pass(runner, sequences)
+
+
+def token_pass(runner: Runner, sequences: int) -> Callable[[], object]:
+    """A pass with a token of each of so many sequences, all at one position."""
+    caches = runner.new_caches(sequences)
+    feeds = [Feed(row, [TOKEN], min(POSITION, runner.shape.context - 1)) for row in range(sequences)]
+    return lambda: advance(runner, caches, feeds)
 
 
 @contextmanager
@@ -130,14 +140,16 @@ def open_runner(
     *,
     schedule: Schedule | None = None,
     timeline: Timeline | None = None,
+    devices: Devices | None = None,
 ) -> Iterator[Runner]:
-    """A model placed by this plan."""
+    """A model placed by this plan. devices: as in the plan."""
+    on = one_device(default_device()) if devices is None else devices
     runner = make_runner(
         checkpoint,
         models.decoder(models.from_hf(checkpoint.model_config())),
-        geometry_of(checkpoint, sequences),
+        geometry_of(checkpoint, sequences, devices=on.count),
         plan=plan,
-        devices=one_device(default_device()),
+        devices=on,
         timeline=timeline,
         schedule=schedule,
     )

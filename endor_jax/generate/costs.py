@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.generate.gathers import gather_bytes
@@ -24,7 +24,7 @@ from endor_jax.streaming.gather_rates import gathering
 from endor_jax.streaming.link import Link, choose_link
 from endor_jax.streaming.measure import product_curve
 from endor_jax.streaming.prediction import Costs
-from endor_jax.streaming.rates import Product
+from endor_jax.streaming.rates import Curve, Product
 from endor_jax.streaming.transfer import shares_memory
 
 LOGITS = "float32"
@@ -83,14 +83,21 @@ def _compute_seconds(
 
     @functools.cache
     def seconds(layout: RecordLayout, *, head: bool) -> float:
-        products = sum(
-            curve(_product(tensor, shape, head=head)).seconds(layout.parts * tensor.rows * tensor.columns)
-            for tensor in fields(layout)
-        )
-        return turns * (own.head_seconds if head else own.block_seconds) + sharing * products
+        step = own.head_seconds if head else own.block_seconds
+        return turns * step + sharing * product_seconds(layout, shape, curve, head=head)
 
     layers = shape.config.layers
     return [seconds(layout, head=i >= layers) for i, layout in enumerate(layouts)], turns * own.ends_seconds
+
+
+def product_seconds(
+    layout: RecordLayout, shape: Geometry, curve: Callable[[Product], Curve], *, head: bool = False
+) -> float:
+    """Of all products of one micro-batch with the matrices of a record, as a device has it."""
+    return sum(
+        curve(_product(tensor, shape, head=head)).seconds(layout.parts * tensor.rows * tensor.columns)
+        for tensor in fields(layout)
+    )
 
 
 def fields(layout: RecordLayout) -> list[FieldLayout]:
