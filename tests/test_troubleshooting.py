@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,12 @@ def used_after_close(directory: Path) -> None:
     model.complete([1], max_tokens=1)
 
 
+def nobody_there(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed_afterwards:
+        port = closed_afterwards.getsockname()[1]
+    endor.join(f"127.0.0.1:{port}", processes=2, index=1, join_seconds=0.1)
+
+
 def base(directory: Path) -> None:
     raise EndorError("where", got="what was found", expected="what should be", fix="what to do")
 
@@ -146,6 +153,7 @@ RAISERS: dict[str, Callable[[Path], object]] = {
     "QualityError": not_good_enough,
     "MissingDependencyError": missing_dependency,
     "StreamError": used_after_close,
+    "PeerError": nobody_there,
 }
 
 

@@ -1,6 +1,6 @@
 """`endor`: registers the verbs and turns errors into one line and the documented exit code.
 
-0 ok, 1 failed, 2 usage, 3 does not fit, 4 corrupt checkpoint, 130 interrupted.
+0 ok, 1 failed, 2 usage, 3 does not fit, 4 corrupt checkpoint, 5 another process is lost, 130 interrupted.
 """
 
 from __future__ import annotations
