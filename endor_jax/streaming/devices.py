@@ -84,6 +84,11 @@ class Devices:
         """`jax.block_until_ready`; over several processes it ends with a PeerError when one of them fails."""
         return jax.block_until_ready(arrays) if self.peers is None else self.peers.wait(arrays)
 
+    def progress(self) -> None:
+        """Says to the other processes that this one gets on, where that takes long without a `wait`."""
+        if self.peers is not None:
+            self.peers.progress()
+
     def agree(self, **values: Any) -> None:
         """Raises PeerError, the same in every process, unless all of them say the same."""
         if self.peers is not None:

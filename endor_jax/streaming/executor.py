@@ -97,6 +97,7 @@ class Executor:
                 self.bytes_transferred += self._moved_bytes(record)
             elif tier == "host":
                 self._kept[i] = keep(self._load(record), record.on(devices), way=self.link.kept)
+                devices.progress()
         # Where the device works in host memory, mapped parts are used where the page cache has them.
         in_place = bool(plan.read) and shares_memory(device) and checkpoint.reader == "mmap"
         parts = [part for i in plan.read for part in self._records[i].parts]
