@@ -71,7 +71,11 @@ def alone(model: tuple[Path, Path]) -> tuple[np.ndarray, list[int]]:
         return one.logits(IDS), one.complete(PROMPT, max_tokens=24).token_ids
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+CASES = [("odd llama", 1), ("odd llama", 2), ("odd llama", 4), ("odd llama", 8)]
+CASES += [("opt", 1), ("opt", 2), ("opt", 4), ("opt", 8), ("llama", 2), ("llama", 8)]
+
+
+@pytest.mark.parametrize(("model", "devices"), CASES, indirect=["model"])
 def test_logits_and_tokens_are_those_of_one_device(
     model: tuple[Path, Path], alone: tuple[np.ndarray, list[int]], devices: int
 ) -> None:
