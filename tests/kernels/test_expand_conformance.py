@@ -7,7 +7,6 @@ that is no GPU, Triton's kernel is run in interpret mode: the same operations, o
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -35,6 +34,7 @@ from endor_jax.kernels.expand import expand, expand_all, triton
 from endor_jax.kernels.linear import linear
 from endor_jax.kernels.place import default_place
 from tests import shapes, strategies
+from tests.cases import ALL, spread
 from tests.places import QUICKLY, on_this_device
 from tests.shapes import NamedShape
 
@@ -58,30 +58,33 @@ in `test_equals_the_oracle`."""
 
 
 def few_of_interpreted(names: Iterable[Implementation | None]) -> pytest.MarkDecorator:
-    """Every implementation with every dtype and codec; an interpreted one with some."""
+    """Every implementation with every dtype and codec; an interpreted one with some.
+
+    So is none, which takes the first of them.
+    """
     cases = [
         pytest.param(*way.values, dtype, codec, marks=way.marks, id=f"{way.id}-{dtype}-{codec}")
         for way in on_this_device(names)
         for dtype, codec in KINDS
-        if way.values[0] != "triton" or "triton" in HERE or (dtype, codec) in FEW
+        if way.values[0] not in (None, "triton") or "triton" in HERE or (dtype, codec) in FEW
     ]
     return pytest.mark.parametrize(("implementation", "dtype", "codec"), cases)
 
 
-EVERY_CASE = os.environ.get("ENDOR_TEST_INTERPRETED") == "all" or "triton" in HERE
-"""Whether kernels that are interpreted or simulated run on every case, and not on every third."""
+EVERY_CASE = ALL or "triton" in HERE
+"""Whether what is compiled for each case runs on all of them. The extension's calls always do."""
 
 
 def with_every_shape() -> list[ParameterSet]:
-    """Every implementation with every dtype, codec and shape; an interpreted one with every third case."""
+    """Every implementation with every dtype, codec and shape; XLA and an interpreter with a spread."""
     return [
         pytest.param(
             *way.values, dtype, codec, named, marks=way.marks, id=f"{way.id}-{dtype}-{codec}-{named}"
         )
         for way in on_this_device([*HERE, "triton"])
-        for number, (dtype, codec) in enumerate(KINDS)
-        for shape, named in enumerate(shapes.SHAPES)
-        if way.values[0] != "triton" or EVERY_CASE or (number + shape) % 3 == 0
+        for (dtype, codec), named in spread(
+            KINDS, shapes.SHAPES, every=5, complete=EVERY_CASE or way.values[0] == "cpu"
+        )
     ]
 
 
@@ -240,8 +243,10 @@ def test_under_shard_map(implementation: Implementation | None, dtype: str, code
 
 
 @every_implementation
-@pytest.mark.parametrize("parts", [2, 3, 5])
-@pytest.mark.parametrize("codec", ["packed:2", "dense-packed:3", "int8", "dense-int4"])
+@pytest.mark.parametrize(
+    ("codec", "parts"),
+    spread(["packed:2", "dense-packed:3", "int8", "dense-int4"], [2, 3, 5], every=3, complete=EVERY_CASE),
+)
 def test_several_parts(implementation: Implementation, codec: str, parts: int) -> None:
     """Also more parts than rows: the last ones are all padding."""
     for name in ("segment_of_one_column", "rank_3"):

@@ -25,6 +25,7 @@ from endor_jax.kernels.linear.cpu import fused, fused_rows
 from endor_jax.kernels.order import after
 from endor_jax.kernels.place import cpu_place, default_place
 from tests import shapes
+from tests.cases import ALL, spread
 from tests.places import on_this_device
 from tests.shapes import NamedShape
 
@@ -67,9 +68,17 @@ every_implementation = pytest.mark.parametrize(
 
 
 @every_implementation
-@pytest.mark.parametrize("rows", [3, 40])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("named", NAMED, ids=str)
+@pytest.mark.parametrize(
+    ("named", "dtype", "rows"),
+    spread(
+        NAMED,
+        ["float32", "bfloat16", "float16"],
+        [3, 40],
+        every=3,
+        complete=ALL or default_place().platform == "gpu",
+    ),
+    ids=str,
+)
 def test_against_float64(named: NamedShape, dtype: str, rows: int, implementation: Implementation) -> None:
     weight, tensor = weight_and_tensor(named, dtype)
     x = activations((2, rows, weight.shape[1]), dtype)
@@ -320,8 +329,7 @@ def test_gradients_pass_through_waiting():
 
 
 @pytest.mark.parametrize("implementation", [None, *implementations(cpu_place())])
-@pytest.mark.parametrize("rows", [4, 160])
-@pytest.mark.parametrize("sharded", ["x", "tensor", "both"])
+@pytest.mark.parametrize(("sharded", "rows"), spread(["x", "tensor", "both"], [4, 160], every=2), ids=str)
 def test_under_shard_map(implementation: Implementation | None, rows: int, sharded: str) -> None:
     devices = jax.devices()
     if devices[0].platform != "cpu" or len(devices) < 4:

@@ -30,7 +30,8 @@ from endor_jax.kernels.expand import mosaic
 from endor_jax.kernels.expand.by_part import PartRows
 from endor_jax.kernels.warpgroup import THREADS, WARP, Warpgroup
 from tests import shapes, strategies
-from tests.kernels.test_expand_conformance import EVERY_CASE, KINDS, every_dtype_and_codec, longer, stored
+from tests.cases import spread
+from tests.kernels.test_expand_conformance import KINDS, every_dtype_and_codec, longer, stored
 from tests.kernels.test_triton_lowering import CALL, SCATTER, abstract_tensor
 from tests.lowering import cuda_lowered, large_operations
 from tests.shapes import NamedShape
@@ -112,9 +113,7 @@ def assert_expands_to(tensor: SparseTensor, expected: np.ndarray) -> None:
     ("dtype", "codec", "named"),
     [
         pytest.param(dtype, codec, named, id=f"{dtype}-{codec}-{named}")
-        for number, (dtype, codec) in enumerate(KINDS)
-        for shape, named in enumerate(shapes.SHAPES)
-        if EVERY_CASE or (number + shape) % 3 == 0
+        for (dtype, codec), named in spread(KINDS, shapes.SHAPES, every=3)
     ],
 )
 def test_its_logic_equals_the_oracle(dtype: str, codec: str, named: NamedShape) -> None:
