@@ -263,12 +263,16 @@ def draw() -> str:
     found = measured()
     panels = (
         (
-            "Measured: 1 to 8 devices of a CPU",
+            "Measured: devices of a CPU",
             "tokens/s, 8 layers, one sequence",
             [*found[True], *found[False]],
         ),
-        ("Assumed H200s, 8 GiB of each: one sequence", "tokens/s, tensor parallel", one_sequence()),
-        ("The same, with as many sequences as fit", "tokens/s of all, from host memory", full_batch()),
+        ("Assumed: H200s, one sequence", "tokens/s, tensor parallel, 8 GiB of each", one_sequence()),
+        (
+            "Assumed: as many sequences as fit",
+            "tokens/s of all, 8 GiB of each, from host memory",
+            full_batch(),
+        ),
     )
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '

@@ -9,7 +9,22 @@ from pathlib import Path
 import pytest
 
 import endor_jax as endor
-from docs.draw_scaling import H200, LOADS, PICTURE, RECORD, draw, measured_table, table
+from docs.draw_scaling import (
+    DEVICES,
+    H200,
+    IN_HOST_MEMORY,
+    LOADS,
+    PICTURE,
+    RECORD,
+    best,
+    draw,
+    largest_batch,
+    measured_table,
+    table,
+    tensor_parallel,
+)
+from endor_jax.generate.gathers import layer_gathers
+from endor_jax.generate.scaling import Estimate, Spread, cache_bytes, estimate
 from tests.tiny_models import write_tiny
 
 TEXT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
@@ -59,3 +74,30 @@ def test_what_it_says_of_the_record_is_there() -> None:
     )
     (said,) = re.findall(r"agree with that within ([\d.]+) %", TEXT)
     assert 100 * worst <= float(said) < 100 * worst + 1
+
+
+def test_what_it_says_follows_is_what_the_model_says() -> None:
+    load = LOADS["Llama-2-70B"]
+
+    def one(devices: int) -> Estimate:
+        return estimate(load, tensor_parallel(devices), IN_HOST_MEMORY)
+
+    assert one(8).transferred_bytes == 0 < one(4).transferred_bytes
+    assert "from 1 to 8 devices it is 60 times" in TEXT
+    assert one(8).tokens_per_second / one(1).tokens_per_second == pytest.approx(60, abs=3)
+    assert len(layer_gathers(load.config, 8)) * load.config.layers == 320
+    assert "320 gathers a pass" in TEXT
+    assert one(8).binding == "compute"
+    assert {one(n).binding for n in DEVICES if n > 8} == {"gather"}
+    for devices, words, gain in (
+        (16, "twice as many tokens at 16 devices", 2),
+        (64, "twelve times at 64", 12),
+    ):
+        alone = largest_batch(load, IN_HOST_MEMORY, devices, 1)
+        assert alone is not None
+        assert words in TEXT
+        found = best(load, IN_HOST_MEMORY, devices)[1].tokens_per_second / alone.tokens_per_second
+        assert found == pytest.approx(gain, rel=0.25)
+    caches = [cache_bytes(each, Spread(), 1) for each in LOADS.values()]
+    assert "caches seven times as large" in TEXT
+    assert caches[1] / caches[0] == pytest.approx(7, abs=0.5)
