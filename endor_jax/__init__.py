@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from endor_jax.search.api import highest_sparsity as highest_sparsity
     from endor_jax.store.reader import Checkpoint as Checkpoint
     from endor_jax.store.reader import Checkpoint as open  # noqa: F401
+    from endor_jax.store.remote.cache import PartCache as PartCache
     from endor_jax.store.save import save as save
     from endor_jax.streaming.api import Stream as Stream
     from endor_jax.streaming.api import stream as stream
@@ -50,6 +51,7 @@ _HOMES = {
     "Completion": "endor_jax.generate.model:Completion",
     "ConvertSettings": "endor_jax.conversion.settings:ConvertSettings",
     "Model": "endor_jax.generate.model:Model",
+    "PartCache": "endor_jax.store.remote.cache:PartCache",
     "Peers": "endor_jax.peers.peers:Peers",
     "Plan": "endor_jax.streaming.plan:Plan",
     "Record": "endor_jax.format.record:Record",

@@ -57,7 +57,7 @@ class ResumeError(EndorError, ValueError):
 
 
 class StorageError(EndorError, OSError):
-    """A file system has no room for what is to be written, or refuses it."""
+    """A file system has no room for what is to be written, or refuses it; a store cannot be reached."""
 
 
 class CorruptCheckpointError(EndorError, ValueError):

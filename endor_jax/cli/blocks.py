@@ -109,9 +109,9 @@ def note_calibration(checkpoint: str, choice: Choice, output: Output) -> None:
 
     Raises what reading its manifest raises.
     """
-    from endor_jax.store.manifest import read_manifest
+    from endor_jax.store.overview import manifest_at
 
-    calibration = read_manifest(Path(checkpoint)).made.get("calibration")
+    calibration = manifest_at(checkpoint).made.get("calibration")
     if (options := unseen_options(calibration, choice)) is not None:
         output.notes.print(
             f"{checkpoint}: some of this text was calibrated with: {options} leaves it out", style="dim"
@@ -162,4 +162,4 @@ def tokenizer_at(checkpoint: str) -> Tokenizer:
 
     with Checkpoint(checkpoint) as opened:
         files = {name: opened.read_file(name) for name in opened.manifest.kept_files}
-    return tokenizer_of(files, Path(checkpoint))
+    return tokenizer_of(files, opened.path)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import (
+    CacheDir,
+    CacheSize,
     Checkpoint,
     DeviceMemory,
     HostMemory,
@@ -17,6 +19,7 @@ from endor_jax.cli.console import (
     Output,
     Quiet,
     Verbose,
+    cache_of,
     read_text,
 )
 from endor_jax.cli.generate import announce, statistics_values, summary
@@ -46,6 +49,8 @@ def command(
     context: Annotated[int | None, typer.Option(help="Tokens of the whole conversation.")] = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    cache_size: CacheSize = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -57,7 +62,13 @@ def command(
 
     output = Output(as_json, quiet, verbose)
     sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
-    with load(checkpoint, device_memory=device_memory, host_memory=host_memory, context=context) as model:
+    with load(
+        checkpoint,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        cache=cache_of(cache_size, cache_dir),
+        context=context,
+    ) as model:
         announce(model, output)
         # What the model is told first stays in the cache when all the rest is forgotten.
         begun = [] if system is None else [{"role": "system", "content": system}]

@@ -9,6 +9,7 @@ import typer
 
 from endor_jax.cli.blocks import Choice, Data, SequenceLength
 from endor_jax.cli.console import DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.location import locate
 
 if TYPE_CHECKING:
     from endor_jax.evaluate.compare import Comparison, Side
@@ -146,4 +147,5 @@ def _show(result: Comparison, output: Output, *, names: tuple[str, str], choice:
 
 def _name(path: str) -> str:
     """What a checkpoint is called in a table: its directory."""
-    return Path(path).resolve().name
+    place = locate(path)
+    return place.resolve().name if isinstance(place, Path) else place.name

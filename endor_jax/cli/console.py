@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from endor_jax.evaluate.finite import finite
+
+if TYPE_CHECKING:
+    from endor_jax.store.remote.cache import PartCache
 
 Json = Annotated[bool, typer.Option("--json", help="Machine output on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
@@ -26,7 +29,17 @@ DeviceMemory = Annotated[
 HostMemory = Annotated[
     str | None, typer.Option(help="Budget in host memory, for example 32GiB. Default: 90 % of what is free.")
 ]
-Checkpoint = Annotated[str, typer.Argument(help="A checkpoint directory.", metavar="DST")]
+Checkpoint = Annotated[
+    str, typer.Argument(help="A checkpoint: a directory, or s3:// or gs:// and where it is.", metavar="DST")
+]
+CacheSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Of an object store: how much of it to keep on a local disk, for example 20GiB, the default; "
+        "0B keeps nothing."
+    ),
+]
+CacheDir = Annotated[str | None, typer.Option(help="Where. Default: ~/.cache/endor_jax/parts.")]
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 """Paths and generated text are no rich markup: "[b]" and ":heart:" are printed as they are."""
@@ -35,6 +48,19 @@ _PIPE_WIDTH = 120
 
 LINE_SECONDS = 30
 """How often a line of progress comes where there is no bar: few in a log, and none of what is soon done."""
+
+
+def cache_of(size: str | None, directory: str | None) -> PartCache | None:
+    """The cache that --cache-size and --cache-dir ask for; None if neither is given.
+
+    Raises OptionError for a size that is none.
+    """
+    from endor_jax.store.remote.cache import PartCache
+    from endor_jax.streaming.sizes import parse_size
+
+    if size is None and directory is None:
+        return None
+    return PartCache(None if size is None else parse_size(size), directory)
 
 
 interrupted = threading.Event()

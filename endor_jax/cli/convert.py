@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A model directory, a .gguf, or a key map.")],
     destination: Annotated[
-        str, typer.Argument(metavar="DST", help="Where to write: nothing, or an interrupted conversion.")
+        str,
+        typer.Argument(
+            metavar="DST", help="Where to write: nothing, or an interrupted conversion; s3:// and gs:// too."
+        ),
     ],
     prune: Annotated[
         str,
@@ -182,9 +185,9 @@ def _expected(survey: Survey) -> dict[str, Any]:
 
 def _done(conversion: Conversion) -> dict[str, Any]:
     """What a conversion tells, as JSON."""
-    from endor_jax.store.destination import taken_bytes
+    from endor_jax.store.overview import stored_bytes_at
 
-    stored_bytes = taken_bytes(conversion.path)
+    stored_bytes = stored_bytes_at(conversion.path)
     return {
         "path": str(conversion.path),
         "dense_bytes": conversion.dense_bytes,

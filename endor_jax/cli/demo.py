@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
+from endor_jax.location import Location
 
 if TYPE_CHECKING:
     from endor_jax.conversion.pipeline import Conversion
@@ -138,7 +139,7 @@ def _convert(show: Show, path: Path, output: Output, *, sparsity: float | None) 
         )
 
 
-def _generate(show: Show, path: Path, budget: list[str], output: Output) -> dict[str, Any]:
+def _generate(show: Show, path: Location, budget: list[str], output: Output) -> dict[str, Any]:
     """Runs `endor generate` in a process of its own, so that its peak memory is its own too."""
     command = [sys.executable, "-m", "endor_jax.cli.main", "generate", str(path), "--json"]
     command += ["-p", show.prompt, "--max-tokens", str(show.max_tokens), "--context", "512", *budget]
@@ -150,7 +151,7 @@ def _generate(show: Show, path: Path, budget: list[str], output: Output) -> dict
     return json.loads(done.stdout)
 
 
-def _perplexity(show: Show, path: Path, output: Output) -> Perplexity:
+def _perplexity(show: Show, path: Location, output: Output) -> Perplexity:
     from endor_jax.evaluate.perplexity import perplexity_of_blocks
     from endor_jax.generate.model import load
     from endor_jax.text.blocks import shuffled_blocks

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from endor_jax.cli.console import Json, Output, Quiet, Verbose
+from endor_jax.location import local_path
 
 if TYPE_CHECKING:
     from endor_jax.store.disk_rates import Rates
@@ -26,6 +27,8 @@ EXTRAS = {"gguf": "gguf", "cuda": "jax_cuda13_plugin", "gds": "kvikio", "plot": 
 """Extra -> a module that it brings."""
 SAMPLE_BYTES = 64 * 2**20
 """Of the file that is written for a moment, to measure the disk of the current directory."""
+
+DOCTOR = "doctor, which measures disks, of"
 
 
 def command(
@@ -38,6 +41,8 @@ def command(
 ) -> None:
     """Report versions, devices, kernels, memory, and rates of this machine and its disk, measured anew."""
     output = Output(as_json, quiet, verbose)
+    if checkpoint is not None:
+        local_path(checkpoint, DOCTOR)  # before anything else is measured
     values = examine()
     disk = examine_disk() if checkpoint is None else examine_checkpoint(checkpoint)
     rates = examine_rates()
@@ -139,8 +144,9 @@ def examine_checkpoint(path: str) -> dict[str, Any]:
     from endor_jax.store.part import DATA_FILE
     from endor_jax.store.reader import Checkpoint
 
+    root = local_path(path, DOCTOR)
     with Checkpoint(path, reader="preadv") as opened:  # checks that there is something to measure
-        parts = [(opened.path / part.path, part.length_bytes) for part in opened.manifest.parts]
+        parts = [(root / part.path, part.length_bytes) for part in opened.manifest.parts]
     rates = measure(parts, READERS)
     if parts:
         lengths = [length for _, length in parts]

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.cli.console import (
+    CacheDir,
+    CacheSize,
+    Checkpoint,
+    DeviceMemory,
+    HostMemory,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    cache_of,
+)
 from endor_jax.errors import OptionError
 
 if TYPE_CHECKING:
@@ -34,6 +45,8 @@ def command(
     ] = 4,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    cache_size: CacheSize = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -53,6 +66,7 @@ def command(
             checkpoint,
             device_memory=device_memory,
             host_memory=host_memory,
+            cache=cache_of(cache_size, cache_dir),
             context=context,
             batch=batch_size,
         ) as model,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import (
+    CacheDir,
+    CacheSize,
     Checkpoint,
     DeviceMemory,
     HostMemory,
@@ -16,6 +18,7 @@ from endor_jax.cli.console import (
     Output,
     Quiet,
     Verbose,
+    cache_of,
     read_text,
 )
 from endor_jax.cli.joined import Coordinator, PeerTimeout, Processes, ProcessIndex, joined
@@ -63,6 +66,8 @@ def command(
     ] = True,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    cache_size: CacheSize = None,
+    cache_dir: CacheDir = None,
     tensor_parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Devices that share every layer; the checkpoint needs --shards."),
@@ -119,6 +124,7 @@ def command(
             checkpoint,
             device_memory=device_memory,
             host_memory=host_memory,
+            cache=cache_of(cache_size, cache_dir),
             context=context,
             batch=sequences,
             micro_batch=micro_batch,
@@ -138,6 +144,7 @@ def command(
         assert model.statistics is not None
         if as_json:
             expected = {"expected_peak_host_bytes": model.expected_peak_host_bytes, "reader": model.reader}
+            expected["bytes_fetched"] = model.bytes_fetched
             figures = statistics_values(model.statistics) | expected | {"plan": plan_values(model.plan)}
             figures["prediction"] = prediction_values(model.prediction)
             output.json(result | figures)

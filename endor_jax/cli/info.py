@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,11 +23,11 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Show sizes, sparsity and codecs of a checkpoint. Reads the manifest only."""
-    from endor_jax.store.manifest import read_manifest
+    from endor_jax.store.overview import manifest_at
 
     output = Output(as_json, quiet, verbose)
-    manifest = read_manifest(Path(checkpoint))
-    values = describe(manifest, Path(checkpoint))
+    manifest = manifest_at(checkpoint)
+    values = describe(manifest, checkpoint)
     if as_json:
         output.json(values)
         return
@@ -41,10 +40,10 @@ def command(
         output.results.print(_tensor_table(values["tensors"]))
 
 
-def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
+def describe(manifest: Manifest, path: str) -> dict[str, Any]:
     """What `info --json` prints: stored_bytes of all files, layer_sparsity of their compressed tensors."""
     from endor_jax.format.layout import DenseLayout
-    from endor_jax.store.destination import taken_bytes
+    from endor_jax.store.overview import stored_bytes_at
 
     rows = [
         {
@@ -60,7 +59,7 @@ def describe(manifest: Manifest, path: Path) -> dict[str, Any]:
     ]
     stats = [stats for record in manifest.records for stats in record.stats.values()]
     dense = sum(manifest.layout(record).dense_bytes for record in manifest.records)
-    stored = taken_bytes(path)
+    stored = stored_bytes_at(path)
     layers = [record for record in manifest.records if record.name.startswith("layers.")]
     return {
         "layers": len(layers),

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from endor_jax.cli.blocks import Data, SequenceLength
-from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.cli.console import (
+    CacheDir,
+    CacheSize,
+    Checkpoint,
+    DeviceMemory,
+    HostMemory,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    cache_of,
+)
 
 
 def command(
@@ -26,6 +37,8 @@ def command(
     ] = 4,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    cache_size: CacheSize = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -44,6 +57,7 @@ def command(
         checkpoint,
         device_memory=device_memory,
         host_memory=host_memory,
+        cache=cache_of(cache_size, cache_dir),
         context=length,
         batch=batch_size,
     ) as model:

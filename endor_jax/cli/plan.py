@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.location import Location, ObjectPath, locate
 
 if TYPE_CHECKING:
     from endor_jax.store.manifest import Manifest
@@ -44,6 +45,7 @@ def command(
     from endor_jax.generate.costs import costs_of
     from endor_jax.generate.footprint import expected_peak_bytes
     from endor_jax.generate.placement import geometry, place_model
+    from endor_jax.store.remote.objects import FETCH_BYTES
     from endor_jax.streaming.advice import advise
     from endor_jax.streaming.budget import budgets, default_device
     from endor_jax.streaming.devices import one_device
@@ -54,7 +56,7 @@ def command(
     from endor_jax.streaming.transfer import shares_memory
 
     output = Output(as_json, quiet, verbose)
-    path, device = Path(subject), default_device()
+    path, device = locate(subject), default_device()
     manifest = _manifest(path, sparsity, dtype)
     config = models.from_hf(manifest.model or {})
     stored = manifest.layout(manifest.record("embedding"))["weight"].dtype
@@ -72,7 +74,7 @@ def command(
     costs = None if choice is None else costs_of(manifest, shape, choice=choice, devices=one_device(device))
     prediction = None if costs is None else predict(plan, costs)
     advice = () if costs is None else advise(plan, costs, _free(device))
-    peak = expected_peak_bytes(plan)
+    peak = expected_peak_bytes(plan) + (FETCH_BYTES if isinstance(path, ObjectPath) else 0)
     if as_json:
         output.json(
             plan_values(plan)
@@ -82,14 +84,19 @@ def command(
         return
     output.line(repr(plan))
     output.line(f"process      at most {format_size(peak)} resident")
-    disk = path if path.is_dir() else path.parent
-    why = f"its disk was not measured: run endor doctor {disk}" if choice is None else "too small to measure"
-    output.line(f"prediction   {why if prediction is None else prediction}")
+    output.line(f"prediction   {_why_none(path, choice) if prediction is None else prediction}")
     for sentence in advice:
         output.line(f"advice       {sentence}")
 
 
-def _choice(path: Path, manifest: Manifest) -> Choice | None:
+def _why_none(path: Location, choice: Choice | None) -> str:
+    if isinstance(path, ObjectPath):
+        return "none: a network is not measured"
+    disk = path if path.is_dir() else path.parent
+    return f"its disk was not measured: run endor doctor {disk}" if choice is None else "too small to measure"
+
+
+def _choice(path: Location, manifest: Manifest) -> Choice | None:
     """How the parts would be read, and how fast; None for a disk of which nothing is known.
 
     Of what is not converted yet nothing can be measured: then what is remembered of the disk counts.
@@ -99,7 +106,7 @@ def _choice(path: Path, manifest: Manifest) -> Choice | None:
     from endor_jax.store.reader import Checkpoint
     from endor_jax.store.reader_choice import SMALL_BYTES, Choice, choose
 
-    if _is_checkpoint(path):
+    if isinstance(path, ObjectPath) or _is_checkpoint(path):
         with Checkpoint(path) as opened:
             return opened.reader_choice
     total = sum(part.length_bytes for part in manifest.parts)
@@ -128,7 +135,7 @@ def _is_checkpoint(path: Path) -> bool:
     return any((path / name).exists() for name in (MANIFEST_FILE, JOURNAL_FILE, PARTS))
 
 
-def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest:
+def _manifest(path: Location, sparsity: float | None, dtype: str | None) -> Manifest:
     """The manifest of a checkpoint, or the one that converting would give."""
     from endor_jax import models
     from endor_jax.conversion.estimate import estimate_config, estimate_source
@@ -138,7 +145,7 @@ def _manifest(path: Path, sparsity: float | None, dtype: str | None) -> Manifest
     from endor_jax.sources.opening import open_source
     from endor_jax.store.reader import Checkpoint
 
-    if _is_checkpoint(path):
+    if isinstance(path, ObjectPath) or _is_checkpoint(path):
         if sparsity is not None or dtype is not None:
             raise InvalidInputError(
                 "plan",

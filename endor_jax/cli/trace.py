@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from endor_jax.cli.console import Checkpoint, DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.cli.console import (
+    CacheDir,
+    CacheSize,
+    Checkpoint,
+    DeviceMemory,
+    HostMemory,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    cache_of,
+)
+from endor_jax.location import locate
 
 if TYPE_CHECKING:
     from endor_jax.streaming.tracks import Steady, Work
@@ -21,6 +33,8 @@ def command(
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate: a pass each.")] = 8,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    cache_size: CacheSize = None,
+    cache_dir: CacheDir = None,
     reader: Annotated[
         str | None,
         typer.Option(help="preadv, direct, mmap or tensorstore. Default: the best that was measured."),
@@ -49,7 +63,12 @@ def command(
     said = Output(as_json, quiet, verbose)
     timeline = Timeline(keep=True)
     with load(
-        checkpoint, device_memory=device_memory, host_memory=host_memory, reader=reader, timeline=timeline
+        checkpoint,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        cache=cache_of(cache_size, cache_dir),
+        reader=reader,
+        timeline=timeline,
     ) as model:
         ids = prompt_ids(model, prompt, ignore_chat_template=False)
         generation = model.generate(ids, max_tokens=max_tokens)
@@ -62,7 +81,7 @@ def command(
     if plot is not None:
         from endor_jax.bench.plot_trace import plot_trace
 
-        title = f"{Path(checkpoint).name}, reader {reader}, last {last.passes} of {tokens} passes"
+        title = f"{locate(checkpoint).name}, reader {reader}, last {last.passes} of {tokens} passes"
         plot_trace(spans, last, plot, title=title)
     if as_json:
         files = {"trace": str(output), "plot": None if plot is None else str(plot)}

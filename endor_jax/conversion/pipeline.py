@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,16 @@ from endor_jax.conversion.survey import Progress, Survey, survey
 from endor_jax.errors import ResumeError
 from endor_jax.format.decode import decode
 from endor_jax.format.layout import RecordLayout
+from endor_jax.location import Location, ObjectPath, local_path, locate
 from endor_jax.memory import give_back, peak_host_bytes
 from endor_jax.processors import usable_cpus
 from endor_jax.sources.mapping import Place
 from endor_jax.sources.opening import open_source
 from endor_jax.sources.source import Source
-from endor_jax.store.destination import check_destination, check_resumable, check_room, taken_bytes
+from endor_jax.store.destination import check_room, taken_bytes
 from endor_jax.store.digest import digest_bytes
 from endor_jax.store.manifest import Manifest
+from endor_jax.store.writable import check_job_at, check_place
 from endor_jax.store.writer import CheckpointWriter, disk_bytes
 from endor_jax.version import VERSION
 
@@ -53,7 +56,7 @@ class Conversion:
     of the process as it was said beforehand, and as it was.
     """
 
-    path: Path
+    path: Location
     manifest: Manifest
     dense_bytes: int
     negative_zeros: int
@@ -79,8 +82,8 @@ def survey_conversion(
 
     Raises as it does, but for what only reading all of the source or writing can tell.
     """
-    with open_source(Path(source)) as opened:
-        return _prepared(opened, Path(destination), settings, resume, progress or _silent).plan
+    with open_source(local_path(source, "source")) as opened:
+        return _prepared(opened, locate(destination), settings, resume, progress or _silent).plan
 
 
 def run_conversion(
@@ -97,8 +100,8 @@ def run_conversion(
     announce: called with the survey before anything is written.
     """
     report = progress or _silent
-    with open_source(Path(source)) as opened:
-        task = _prepared(opened, Path(destination), settings, resume, report)
+    with open_source(local_path(source, "source")) as opened:
+        task = _prepared(opened, locate(destination), settings, resume, report)
         if announce is not None:
             announce(task.plan)
         with CheckpointWriter(destination, job=task.job, resume=resume) as writer:
@@ -117,7 +120,7 @@ def run_conversion(
                 made["sparsities"] = task.plan.sparsities
             manifest = writer.finish(model=_config(opened, settings), made=made)
     return Conversion(
-        Path(destination),
+        locate(destination),
         manifest,
         task.plan.dense_bytes,
         negative_zeros,
@@ -144,24 +147,35 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _prepared(
-    source: Source, destination: Path, settings: ConvertSettings, resume: bool, report: Progress
+    source: Source, destination: Location, settings: ConvertSettings, resume: bool, report: Progress
 ) -> _Task:
     """What is to be done, once the destination can take it."""
-    check_apart(source.path, destination)
-    check_destination(destination, resume=resume)
+    if isinstance(destination, Path):
+        check_apart(source.path, destination)
+    check_place(destination, resume=resume)
     blocks = None
     if settings.calibrated:
         blocks = calibration_blocks(source, parsed_config(source.config), settings.calibration)
     plan = survey(source, settings, report, blocks)
+    if isinstance(destination, ObjectPath):  # what is sent, and TensorStore's copy of it
+        largest = max(part.length_bytes for part in plan.expected.parts)
+        plan = replace(plan, expected_peak_host_bytes=plan.expected_peak_host_bytes + 2 * largest)
     files = source.files() | {"config.json": json.dumps(_config(source, settings), indent=2).encode()}
     task = _Task(settings, plan, files, _job(plan, files, settings, blocks), blocks)
-    check_resumable(destination, task.job)
-    # What an interrupted conversion left is either kept or removed first.
-    need = disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
+    check_job_at(destination, task.job)
+    need = 0
     if blocks is not None and settings.prune in CALIBRATED:
-        need += states_bytes(parsed_config(source.config), blocks.size, settings=settings)
-    check_room(destination, need)
+        need = states_bytes(parsed_config(source.config), blocks.size, settings=settings)
+    if isinstance(destination, Path):
+        # What an interrupted conversion left is either kept or removed first.
+        need += disk_bytes(plan.expected) + sum(map(len, files.values())) - taken_bytes(destination)
+    check_room(_beside(destination), need)
     return task
+
+
+def _beside(destination: Location) -> Path:
+    """The directory of what is kept on a disk only until the conversion ends."""
+    return destination if isinstance(destination, Path) else Path(tempfile.gettempdir())
 
 
 def _job(
@@ -254,7 +268,9 @@ def _calibration(source: Source, task: _Task, writer: CheckpointWriter, note: No
     """The text before the first record."""
     assert task.blocks is not None
     decoder = models.decoder(parsed_config(source.config))
-    return Calibration(decoder, task.blocks, directory=writer.path, settings=task.settings, note=note)
+    return Calibration(
+        decoder, task.blocks, directory=_beside(writer.path), settings=task.settings, note=note
+    )
 
 
 def _write_record(

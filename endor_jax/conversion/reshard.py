@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from endor_jax.conversion.estimate import estimate
@@ -20,6 +19,7 @@ from endor_jax.format.cut import own_bytes
 from endor_jax.format.decode import decode
 from endor_jax.format.encode import Encodable
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout, TensorLayout, TensorSpec
+from endor_jax.location import local_path
 from endor_jax.memory import give_back
 from endor_jax.store.destination import check_destination, check_resumable, check_room, taken_bytes
 from endor_jax.store.manifest import Manifest, StoredRecord, to_json
@@ -47,9 +47,12 @@ def reshard(
     DestinationBusyError, ResumeError (what was interrupted was something else), StorageError.
     """
     check_shards(shards)
-    report, target = progress or (lambda what, done, total: None), Path(destination)
+    report, target = (
+        progress or (lambda what, done, total: None),
+        local_path(destination, "destination of reshard"),
+    )
     with Checkpoint(checkpoint) as opened:
-        check_apart(Path(checkpoint), target)
+        check_apart(local_path(checkpoint, "source"), target)
         check_destination(target, resume=resume)
         manifest = opened.manifest
         layouts = _layouts(manifest, shards)
@@ -62,7 +65,11 @@ def reshard(
             for name, data in files.items():
                 writer.write_file(name, data)
             _write_records(opened, writer, layouts, report)
-            how = {"by": f"endor_jax {VERSION}", "source": str(opened.path.resolve()), "shards": shards}
+            how = {
+                "by": f"endor_jax {VERSION}",
+                "source": str(local_path(opened.path, "source").resolve()),
+                "shards": shards,
+            }
             return writer.finish(model=manifest.model, made=manifest.made | {"resharded": how})
 
 

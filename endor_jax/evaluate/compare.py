@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -15,8 +14,9 @@ from endor_jax.evaluate.divergence import TokenFigures, compare_tokens, logits_b
 from endor_jax.evaluate.perplexity import Perplexity, check_blocks, of_losses, standard_error
 from endor_jax.format.stats import TensorStats
 from endor_jax.generate.model import Model, load
-from endor_jax.store.destination import taken_bytes
-from endor_jax.store.manifest import Manifest, read_manifest
+from endor_jax.location import Location, locate
+from endor_jax.store.manifest import Manifest
+from endor_jax.store.overview import manifest_at, stored_bytes_at
 from endor_jax.streaming.budget import budgets, default_device
 
 GENERATED_TOKENS = 32
@@ -91,8 +91,8 @@ def compare(
     blocks below two tokens; what `load` raises.
     """
     check_blocks(blocks)
-    paths = Path(a), Path(b)
-    manifests = read_manifest(paths[0]), read_manifest(paths[1])
+    paths = locate(a), locate(b)
+    manifests = manifest_at(a), manifest_at(b)
     vocabulary = check_same_tokens(manifests[0], manifests[1], paths=paths)
     length = blocks.shape[1]
     device, host = budgets(default_device(), device_memory, host_memory)
@@ -106,7 +106,7 @@ def compare(
     sides = [
         Side(
             of_losses(losses.ravel()),
-            taken_bytes(path),
+            stored_bytes_at(path),
             sizes.sparsity,
             sizes.stored_bytes / sizes.elements,
             rate,
@@ -118,7 +118,7 @@ def compare(
     return _summary(sides[0], sides[1], figures)
 
 
-def check_same_tokens(a: Manifest, b: Manifest, *, paths: tuple[Path, Path]) -> int:
+def check_same_tokens(a: Manifest, b: Manifest, *, paths: tuple[Location, Location]) -> int:
     """How many tokens the vocabulary has that both checkpoints share.
 
     Raises InvalidInputError if one has another number of tokens than the other, or another tokenizer.json.
@@ -179,7 +179,7 @@ def _tokens_per_second(model: Model, prompt: list[int], count: int) -> float | N
     return model.complete(prompt, max_tokens=count).statistics.generation_tokens_per_second
 
 
-def _different(paths: tuple[Path, Path], got: str, expected: str) -> InvalidInputError:
+def _different(paths: tuple[Location, Location], got: str, expected: str) -> InvalidInputError:
     return InvalidInputError(
         f"checkpoints {paths[0]} and {paths[1]}",
         got=got,

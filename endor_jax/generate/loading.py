@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from endor_jax.errors import CorruptCheckpointError
 from endor_jax.format.record import Record
 from endor_jax.generate.embedding import Embedding
 from endor_jax.generate.placement import Geometry, pass_records, whole_record
 from endor_jax.generate.runner import Runner
+from endor_jax.location import Location
 from endor_jax.models import Decoder, part_shapes
 from endor_jax.store.manifest import Manifest, StoredRecord
 from endor_jax.store.reader import Checkpoint
@@ -21,7 +20,7 @@ from endor_jax.streaming.streamable import read_parts, spread
 from endor_jax.streaming.timeline import Timeline
 
 
-def check_records(path: Path, manifest: Manifest, decoder: Decoder) -> None:
+def check_records(path: Location, manifest: Manifest, decoder: Decoder) -> None:
     """Raises CorruptCheckpointError unless the records are those of a model of this config.
 
     A manifest with right digests may still have been put together by somebody.

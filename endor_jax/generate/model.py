@@ -30,6 +30,7 @@ from endor_jax.generate.statistics import Meter, Statistics
 from endor_jax.peers.peers import Peers
 from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
+from endor_jax.store.remote.cache import PartCache
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.devices import one_device, over_mesh
 from endor_jax.streaming.link import choose_link
@@ -214,6 +215,11 @@ class Model:
         return self._checkpoint.reader
 
     @property
+    def bytes_fetched(self) -> int:
+        """Bytes that came over the network since it was opened; 0 of a local checkpoint."""
+        return self._checkpoint.bytes_fetched
+
+    @property
     def checkpoint_digest(self) -> str:
         """That of the checkpoint's manifest, which has those of all its parts: 16 hexadecimal digits."""
         return to_json(self._checkpoint.manifest)["digest"]
@@ -291,6 +297,7 @@ def load(
     micro_batch: int | None = None,
     depth: int | None = None,
     reader: str | None = None,
+    cache: PartCache | None = None,
     timeline: Timeline | None = None,
     mesh: Mesh | None = None,
     peers: Peers | None = None,
@@ -303,15 +310,17 @@ def load(
     32. While a layer is on the device they all pass through it, one micro-batch after another; where their
     caches do not fit on the device, those wait in host memory. depth: records whose transfer is issued ahead,
     by default 2, or 1 where only that fits. reader: "preadv", "direct", "mmap" or "tensorstore"; by default
-    what was measured to be best on this disk. timeline: collects what each stage does and when (`endor
+    what was measured to be best on this disk. cache: of an object store, where its parts are kept on a local
+    disk, and how many bytes of them. timeline: collects what each stage does and when (`endor
     trace`). mesh: of one axis, whose devices share every layer: each reads, transfers and keeps its own parts
     (`convert(shards=)`), and device_memory is that of each. Where it spans processes, all of them load the
     model and then make the same calls; peers (`endor.join`) sees to it that none waits for one that is gone.
-    Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError.
+    Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError,
+    StorageError for an object store that cannot be reached.
     """
     devices = one_device(default_device()) if mesh is None else over_mesh(mesh, peers=peers)
     device, share = devices.first, devices.share
-    checkpoint = Checkpoint(path, reader=reader)
+    checkpoint = Checkpoint(path, reader=reader, cache=cache)
     manifest = checkpoint.manifest
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     check_records(checkpoint.path, manifest, decoder)
@@ -343,7 +352,7 @@ def load(
     prediction = None if costs is None else predict(plan, costs)
     if shape.cache_tier == "host":
         check_pinned_pool(shape.cache_bytes, pinned_pool_bytes(os.environ))
-    expected = expected_peak_bytes(plan)
+    expected = expected_peak_bytes(plan) + checkpoint.fetch_bytes
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None

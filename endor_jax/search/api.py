@@ -21,6 +21,7 @@ from endor_jax.conversion.prepare import source_digest
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.conversion.survey import Progress, Survey
 from endor_jax.errors import DestinationExistsError
+from endor_jax.location import local_path
 from endor_jax.search.limit import check_asked
 from endor_jax.search.result import Search, Try, to_json
 from endor_jax.search.run import Task, run_search
@@ -69,10 +70,10 @@ def highest_sparsity(
     """
     check_asked(settings, max_increase, scored_blocks)
     report = progress or _silent
-    target = _named(Path(destination))
+    target = _named(local_path(destination, "destination of a search"))
     work = _search_path(target)
     for path in (target, work):
-        check_apart(Path(source), path)
+        check_apart(local_path(source, "source"), path)
     if not peek_lines(work):  # otherwise the search may be the one that has put a checkpoint there
         _check_free(target)
     with open_source(Path(source)) as opened:

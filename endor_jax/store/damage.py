@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from endor_jax.errors import CorruptCheckpointError
+from endor_jax.location import Location
 from endor_jax.store.digest import digest_bytes
 from endor_jax.store.manifest import Manifest, Part
 from endor_jax.store.part import corrupt_part
@@ -13,7 +12,7 @@ EXCHANGED = "files were exchanged; put each back in its place, or copy or conver
 DAMAGED = "the file is damaged; copy or convert the checkpoint again"
 
 
-def check_digests(root: Path, manifest: Manifest, part: Part, digests: tuple[str, ...]) -> None:
+def check_digests(root: Location, manifest: Manifest, part: Part, digests: tuple[str, ...]) -> None:
     """Raises CorruptCheckpointError unless the digests of some bytes, chunk by chunk, are those of `part`."""
     if digests == part.digests:
         return
@@ -31,7 +30,7 @@ def check_digests(root: Path, manifest: Manifest, part: Part, digests: tuple[str
     )
 
 
-def check_file(path: Path, manifest: Manifest, name: str, data: bytes) -> None:
+def check_file(path: Location, manifest: Manifest, name: str, data: bytes) -> None:
     """Raises CorruptCheckpointError unless `data` are the bytes of what the manifest calls `name`.
 
     Raises KeyError for a name that it does not have.

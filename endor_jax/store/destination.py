@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from endor_jax.errors import DestinationExistsError, EndorError, ResumeError, StorageError
+from endor_jax.location import Location, ObjectPath
 from endor_jax.store.journal import JOURNAL_VERSION, Entry, peek, peek_lines
 from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS
 
@@ -19,7 +20,7 @@ _TEMPORARY = f"{MANIFEST_FILE}.tmp"
 
 
 @contextmanager
-def refusals(path: Path, expected: str, *, resume: bool) -> Iterator[None]:
+def refusals(path: Location, expected: str, *, resume: bool) -> Iterator[None]:
     """Turns what a file system refuses into one StorageError that says how to go on."""
     try:
         yield
@@ -27,12 +28,14 @@ def refusals(path: Path, expected: str, *, resume: bool) -> Iterator[None]:
         if isinstance(error, EndorError) and not isinstance(error, StorageError):
             raise
         again = "run the same command again: it goes on where it stopped"
+        lift = "make room, or lift what refuses"
+        if isinstance(path, ObjectPath) and isinstance(error, StorageError):
+            lift = error.fix.removesuffix(", and run it again")
         raise StorageError(
             f"destination {path}",
             got=error.got if isinstance(error, StorageError) else error.strerror or str(error),
             expected=expected,
-            fix="make room, or lift what refuses; then "
-            + (again if resume else "remove the directory and begin again"),
+            fix=f"{lift}; then " + (again if resume else "remove the directory and begin again"),
         ) from error
 
 
@@ -127,7 +130,7 @@ def check_resumable(path: Path, job: Mapping[str, Any]) -> None:
         check_job(path, lines[0], {"journal": JOURNAL_VERSION} | dict(job))
 
 
-def check_job(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_job(path: Location, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises ResumeError, naming the first difference, unless a journal is that of the same job."""
     now = json.loads(json.dumps(now))  # tuples become lists, as they were read
     difference = _difference(before, now)

@@ -10,9 +10,12 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TypeAlias
 
 from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError
 
+FileState: TypeAlias = tuple[int, ...]
+"""Device, inode, size and time of change."""
 FILE_LIMIT_BYTES = 2**30
 """More than any file beside the parts has: manifest, metadata, tokenizer."""
 
@@ -73,6 +76,15 @@ def sync_directory(directory: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def file_state(path: Path) -> FileState:
+    """What changes when a file is written to or replaced; nothing of one that is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def missing(path: Path) -> IncompleteCheckpointError:

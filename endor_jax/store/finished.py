@@ -9,6 +9,7 @@ from typing import Any
 
 from endor_jax.errors import ResumeError
 from endor_jax.format.stats import TensorStats
+from endor_jax.location import Location
 from endor_jax.store.digest import digest_bytes
 from endor_jax.store.manifest import Part
 from endor_jax.store.part import DATA_FILE, METADATA_FILE
@@ -35,7 +36,7 @@ def to_entry(finished: FinishedPart) -> dict[str, Any]:
     return asdict(finished)
 
 
-def from_entry(directory: Path, entry: Mapping[str, Any]) -> FinishedPart:
+def from_entry(directory: Location, entry: Mapping[str, Any]) -> FinishedPart:
     """The part of a line in the journal of `directory`. Raises ResumeError if it is none."""
     try:
         part = Part(**(entry["part"] | {"digests": tuple(entry["part"]["digests"])}))

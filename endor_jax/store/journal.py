@@ -84,7 +84,7 @@ class Journal:
         self._append(entry)
 
     def _append(self, entry: Entry) -> None:
-        rest = memoryview(_line(entry))
+        rest = memoryview(to_line(entry))
         while rest:
             rest = rest[os.write(self._held, rest) :]
         os.fsync(self._held)
@@ -145,7 +145,8 @@ def read_lines(data: bytes) -> tuple[list[Entry], int]:
     return found, whole
 
 
-def _line(entry: Entry) -> bytes:
+def to_line(entry: Entry) -> bytes:
+    """A line: the digest of its text, the text."""
     text = json.dumps(entry, separators=(",", ":")).encode()
     return digest_bytes(text).encode() + b" " + text + b"\n"
 

@@ -29,6 +29,7 @@ from endor_jax.format.layout import SEGMENT, FieldLayout, RecordLayout, TensorSp
 from endor_jax.format.stats import TensorStats
 from endor_jax.format.tree import Shape
 from endor_jax.format.values import parse_codec
+from endor_jax.location import Location
 from endor_jax.store.digest import digest_json
 from endor_jax.store.files import read_bytes, sync_directory
 from endor_jax.store.manifest_schema import check_schema
@@ -41,6 +42,8 @@ FORMAT_VERSION = 1
 MOST_SIZE_CLASSES = 4
 PARTS = "parts"
 """The directory that a writer puts the parts of records into."""
+BEGUN = (JOURNAL_FILE, PARTS, f"{MANIFEST_FILE}.tmp")
+"""What a writer that did not finish may have left."""
 
 
 @dataclass(frozen=True)
@@ -329,23 +332,28 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_FILE
     if not os.path.lexists(path):
-        raise _no_manifest(directory)
-    data = read_bytes(path)
+        raise _found_instead(directory)
+    return parse_manifest(read_bytes(path), str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest that a file holds, every byte of it checked. path: of the file, for errors.
+
+    Raises CorruptCheckpointError, UnsupportedError for another format version.
+    """
     try:
-        manifest = from_json(json.loads(data.decode(), parse_constant=_refuse), str(path))
+        manifest = from_json(json.loads(data.decode(), parse_constant=_refuse), path)
         intact = manifest_bytes(manifest) == data
     except UnicodeDecodeError as error:
-        raise _corrupt(str(path), "bytes that are not UTF-8", "JSON") from error
+        raise _corrupt(path, "bytes that are not UTF-8", "JSON") from error
     except RecursionError as error:
-        raise _corrupt(str(path), "JSON nested too deep", "the fields of docs/format.md") from error
+        raise _corrupt(path, "JSON nested too deep", "the fields of docs/format.md") from error
     except EndorError:
         raise
     except ValueError as error:  # JSONDecodeError, and numbers of thousands of digits
-        raise _corrupt(str(path), f"invalid JSON ({error})", "JSON") from error
+        raise _corrupt(path, f"invalid JSON ({error})", "JSON") from error
     if not intact:  # white space or a repeated key, which no digest of the values can see
-        raise _corrupt(
-            str(path), "other bytes than a writer gives these values", "the bytes that were written"
-        )
+        raise _corrupt(path, "other bytes than a writer gives these values", "the bytes that were written")
     return manifest
 
 
@@ -353,25 +361,27 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number in JSON")
 
 
-def _no_manifest(directory: Path) -> EndorError:
-    begun = next((n for n in (JOURNAL_FILE, PARTS, f"{MANIFEST_FILE}.tmp") if (directory / n).exists()), None)
+def _found_instead(directory: Path) -> EndorError:
+    begun = next((n for n in BEGUN if (directory / n).exists()), None)
+    if directory.is_dir():
+        return no_manifest(directory, begun=begun)
+    return no_manifest(directory, got="a file" if directory.exists() else "no such directory")
+
+
+def no_manifest(place: Location, *, begun: str | None = None, got: str = f"no {MANIFEST_FILE}") -> EndorError:
+    """The error for a place without a manifest. begun: which of the names in `BEGUN` is there, if one is."""
     if begun is not None:
         return IncompleteCheckpointError(
-            f"checkpoint {directory}",
+            f"checkpoint {place}",
             got=f"{begun}, but no {MANIFEST_FILE}: it was not finished",
             expected=f"{MANIFEST_FILE}, which is written last",
             fix="run the same command again to go on, or remove it and begin again"
             if begun == JOURNAL_FILE
             else "remove it, then convert or copy the checkpoint again",
         )
-    is_directory = directory.is_dir()
     return NotFoundError(
-        f"checkpoint {directory}",
-        got=f"no {MANIFEST_FILE}"
-        if is_directory
-        else "a file"
-        if directory.exists()
-        else "no such directory",
+        f"checkpoint {place}",
+        got=got,
         expected="a directory written by `endor convert` or `endor.save`",
         fix="check the path",
     )

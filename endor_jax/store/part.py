@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from endor_jax.arrays import round_up
 from endor_jax.errors import CorruptCheckpointError, IncompleteCheckpointError, StorageError
+from endor_jax.location import Location
 from endor_jax.store.files import sync_directory
 from endor_jax.store.shard import refusal, write_shard
 
@@ -44,15 +45,31 @@ def write_part(directory: Path, data: np.ndarray) -> None:
     Raises StorageError if the file system refuses, or there is a part already.
     """
     chunk = chunk_bytes_for(data.shape[0])
-    shard = round_up(data.shape[0], chunk)
-    spec = _spec(directory) | {
+    spec = _spec(directory) | _new(data.shape[0])
+    try:
+        ts.open(spec).result()
+        write_shard(directory / DATA_FILE, data, chunk)
+        sync_directory(directory.parent)  # TensorStore and write_shard sync what is below
+    except (OSError, ValueError) as error:  # ValueError is all that TensorStore has
+        raise StorageError(
+            f"part {directory}",
+            got=refusal(error),
+            expected=f"to write {data.shape[0]:,} bytes",
+            fix="see whether the disk is full or read-only, and that nothing else writes here",
+        ) from error
+
+
+def _new(length: int) -> dict[str, Any]:
+    """What TensorStore is told to make: a part of `length` bytes."""
+    chunk = chunk_bytes_for(length)
+    return {
         "store_data_equal_to_fill_value": True,
         "create": True,
         "metadata": {
-            "shape": [data.shape[0]],
+            "shape": [length],
             "data_type": "uint8",
             "fill_value": 0,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [round_up(length, chunk)]}},
             "codecs": [
                 {
                     "name": "sharding_indexed",
@@ -69,17 +86,31 @@ def write_part(directory: Path, data: np.ndarray) -> None:
             ],
         },
     }
+
+
+def metadata_of(length: int) -> bytes:
+    """What `write_part` writes as the metadata of a part of `length` bytes."""
+    files, context = _in_memory()
+    ts.open({"driver": "zarr3", "kvstore": files.spec()} | _new(length), context=context).result()
+    return files.read(METADATA_FILE).result().value
+
+
+def check_metadata(part: Location, metadata: bytes, length: int, chunk: int) -> None:
+    """As `check_part`, of metadata that has been read."""
+    files, context = _in_memory()
+    files.write(METADATA_FILE, metadata).result()
     try:
-        ts.open(spec).result()
-        write_shard(directory / DATA_FILE, data, chunk)
-        sync_directory(directory.parent)  # TensorStore and write_shard sync what is below
-    except (OSError, ValueError) as error:  # ValueError is all that TensorStore has
-        raise StorageError(
-            f"part {directory}",
-            got=refusal(error),
-            expected=f"to write {data.shape[0]:,} bytes",
-            fix="see whether the disk is full or read-only, and that nothing else writes here",
-        ) from error
+        spec = {"driver": "zarr3", "kvstore": files.spec(), "open": True}
+        store = ts.open(spec, context=context).result()
+    except ValueError as error:
+        raise corrupt_part(part, _first_line(error), "a readable zarr3 array") from error
+    _check_array(part, store, length, chunk)
+
+
+def _in_memory() -> tuple[ts.KvStore, ts.Context]:
+    """A place for files in memory, of its own."""
+    context = ts.Context({"memory_key_value_store": {}})
+    return ts.KvStore.open({"driver": "memory"}, context=context).result(), context
 
 
 def check_part(directory: Path, length: int, chunk: int) -> None:
@@ -94,10 +125,14 @@ def check_part(directory: Path, length: int, chunk: int) -> None:
         if not (directory / METADATA_FILE).exists():
             raise missing_file(directory, METADATA_FILE) from error
         raise corrupt_part(directory, _first_line(error), "a readable zarr3 array") from error
+    _check_array(directory, store, length, chunk)
+
+
+def _check_array(part: Location, store: ts.TensorStore, length: int, chunk: int) -> None:
     chunks = store.chunk_layout.read_chunk.shape
     if store.shape != (length,) or store.dtype != ts.uint8 or chunks != (chunk,):
         raise corrupt_part(
-            directory,
+            part,
             f"an array of {store.dtype.name} {store.shape} in chunks of {chunks}",
             f"uint8 {(length,)} in chunks of {(chunk,)}, as the manifest says",
         )
@@ -152,10 +187,10 @@ def missing_file(directory: Path, name: str) -> IncompleteCheckpointError:
 
 
 def corrupt_part(
-    directory: Path, got: str, expected: str, fix: str = "copy or convert the checkpoint again"
+    part: Location, got: str, expected: str, fix: str = "copy or convert the checkpoint again"
 ) -> CorruptCheckpointError:
     """The error for a part whose files are not those that were written."""
-    return CorruptCheckpointError(f"part {directory}", got=got, expected=expected, fix=fix)
+    return CorruptCheckpointError(f"part {part}", got=got, expected=expected, fix=fix)
 
 
 def _first_line(error: ValueError) -> str:

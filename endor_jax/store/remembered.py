@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_directory() -> Path:
+    """Where this machine keeps what is worth keeping; perhaps not made yet."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
+    return root / "endor_jax"
+
+
 def recall(file: str, key: str) -> Any:
     """What `remember` kept under a key: a JSON value, by whomever it was written; None if there is none."""
     try:
@@ -41,7 +48,7 @@ def forget(file: str, beginning: str) -> None:
 
 
 def _write(file: str, whole: Mapping[str, Any]) -> None:
-    path = _directory() / file
+    path = cache_directory() / file
     written = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +62,7 @@ def _write(file: str, whole: Mapping[str, Any]) -> None:
 
 def _whole(file: str) -> dict[str, Any]:
     """The JSON object in a file. Raises OSError, ValueError, RecursionError."""
-    whole = json.loads((_directory() / file).read_text())
+    whole = json.loads((cache_directory() / file).read_text())
     if not isinstance(whole, dict):
         raise ValueError(f"{file} holds no JSON object")
     return whole
-
-
-def _directory() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
-    return root / "endor_jax"

@@ -26,20 +26,30 @@ def write_shard(path: Path, data: np.ndarray, chunk_bytes: int) -> None:
 
     Raises OSError.
     """
-    padded = round_up(data.shape[0], chunk_bytes)
-    starts = np.arange(0, padded, chunk_bytes)
-    index = np.stack([starts, np.full_like(starts, chunk_bytes)], axis=1).astype("<u8").tobytes()
-    rest = bytes(padded - data.shape[0]) + index + crc32c(index).to_bytes(4, "little")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb", buffering=0) as file:
-        for block in (data.data, memoryview(rest)):
-            while block:
-                block = block[file.write(block) :]  # Linux takes at most 2 GiB at once
+        write_all(file.fileno(), data.data)
+        write_all(file.fileno(), rest_of_shard(data.shape[0], chunk_bytes))
         os.fsync(file.fileno())
     temporary.rename(path)
     for directory in (path.parent, path.parent.parent):  # the rename, and the directory it happened in
         sync_directory(directory)
+
+
+def write_all(handle: int, data: bytes | memoryview) -> None:
+    """Writes to an open file, from where it is on. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]  # Linux takes at most 2 GiB at once
+
+
+def rest_of_shard(length: int, chunk_bytes: int) -> bytes:
+    """What follows the `length` bytes of a part in its data file: padding, the index, its crc32c."""
+    padded = round_up(length, chunk_bytes)
+    starts = np.arange(0, padded, chunk_bytes)
+    index = np.stack([starts, np.full_like(starts, chunk_bytes)], axis=1).astype("<u8").tobytes()
+    return bytes(padded - length) + index + crc32c(index).to_bytes(4, "little")
 
 
 def refusal(error: OSError | ValueError) -> str:

@@ -20,11 +20,19 @@ from endor_jax.errors import CorruptCheckpointError, EndorError, IncompleteCheck
 from endor_jax.format.check import check_part as check_words
 from endor_jax.format.layout import DenseLayout, RecordLayout
 from endor_jax.format.stats import TensorStats
+from endor_jax.location import Location, ObjectPath, locate
 from endor_jax.store.damage import DAMAGED, check_digests, check_file
 from endor_jax.store.digest import digest_bytes, digest_chunks
 from endor_jax.store.direct import check_length, read_part
-from endor_jax.store.files import inside, open_file, read_bytes
-from endor_jax.store.manifest import MANIFEST_FILE, Manifest, Part, StoredRecord, read_manifest, size_classes
+from endor_jax.store.files import inside, open_file
+from endor_jax.store.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    Part,
+    StoredRecord,
+    manifest_bytes,
+    size_classes,
+)
 from endor_jax.store.part import (
     DATA_FILE,
     METADATA_FILE,
@@ -32,6 +40,7 @@ from endor_jax.store.part import (
     check_index,
     check_part,
 )
+from endor_jax.store.verified_files import LocalFiles, ObjectFiles
 
 Progress = Callable[[str, int, int], None]
 """(what is being checked, bytes done, bytes in all)"""
@@ -61,7 +70,7 @@ class Problem:
 class Report:
     """What `verify` found. notes: what is no damage and yet worth knowing, files that belong to nothing."""
 
-    path: Path
+    path: Location
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     files: int
@@ -99,15 +108,18 @@ class _Findings:
 
 
 def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Report:
-    """Checks every byte of the checkpoint in `path`; the report holds every problem found.
+    """Checks every byte of the checkpoint at `path`; the report holds every problem found.
+
+    path: of a directory, or a URL; of an object store, each part is copied to the temporary directory first.
 
     Raises NotFoundError if there is no checkpoint, IncompleteCheckpointError if its conversion was not
-    finished, UnsupportedError for another format version. A damaged manifest is a problem like any other, but
-    then nothing else can be checked.
+    finished, UnsupportedError for another format version, StorageError for a store that cannot be reached. A
+    damaged manifest is a problem like any other, but then nothing else can be checked.
     """
-    root, report, findings = Path(path), progress or (lambda what, done, total: None), _Findings()
+    root, report, findings = locate(path), progress or (lambda what, done, total: None), _Findings()
+    files = ObjectFiles(root) if isinstance(root, ObjectPath) else LocalFiles(root)
     try:
-        manifest = read_manifest(root)
+        manifest = files.manifest()
     except CorruptCheckpointError as error:
         findings.add(MANIFEST_FILE, error.got, error.expected, error.fix)
         return Report(root, tuple(findings.problems), (), 1, 0, 0)
@@ -116,14 +128,13 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Re
     owners = {f"{p.path}/{METADATA_FILE}": r.name for r in manifest.records for p in r.parts}
     for name in manifest.files:
         with findings.collecting(name, owners.get(name)):
-            file = inside(root, name)
-            data = read_bytes(file)
+            file, data = files.read(name)
             findings.bytes_checked += len(data)
             check_file(file, manifest, name, data)
     done = 0
     escapes: list[dict[str, int]] = [{} for _ in manifest.signatures]
     for record in manifest.records:
-        checking = _Record(root, manifest, record, findings, escapes[record.signature])
+        checking = _Record(files, manifest, record, findings, escapes[record.signature])
         for index, part in enumerate(record.parts):
             report(f"checking {record.name}", done, total)
             checking.check(index, part)
@@ -135,10 +146,10 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Re
     return Report(
         root,
         tuple(findings.problems),
-        tuple(f"{name} belongs to no record and is not listed" for name in _foreign(root, known)),
+        tuple(f"{n} belongs to no record and is not listed" for n in files.names() if n not in known),
         len(known),
         len(manifest.records),
-        findings.bytes_checked + (root / MANIFEST_FILE).stat().st_size,
+        findings.bytes_checked + len(manifest_bytes(manifest)),
     )
 
 
@@ -147,13 +158,13 @@ class _Record:
 
     def __init__(
         self,
-        root: Path,
+        files: LocalFiles | ObjectFiles,
         manifest: Manifest,
         record: StoredRecord,
         findings: _Findings,
         escapes: dict[str, int],
     ):
-        self._root, self._manifest, self._record, self._findings = root, manifest, record, findings
+        self._files, self._manifest, self._record, self._findings = files, manifest, record, findings
         self._escapes = escapes
         self._layout: RecordLayout = manifest.layout(record)
         self._stats: dict[str, TensorStats] = {}
@@ -165,27 +176,26 @@ class _Record:
         file = f"{part.path}/{DATA_FILE}"
         before = len(self._findings.problems)
         words = None
-        with self._findings.collecting(file, self._record.name):
-            words = self._read(part)
-        if words is not None and self._metadata_is_good(part):
-            with self._findings.collecting(file, self._record.name):
-                check_index(self._root / part.path, part.length_bytes, part.chunk_bytes)
+        with self._findings.collecting(file, self._record.name), self._files.local(part) as root:
+            words = self._read(root, part)
+            if self._metadata_is_good(part):
+                check_index(root / part.path, part.length_bytes, part.chunk_bytes)
         if len(self._findings.problems) > before or words is None:
             self._whole = False  # what damaged bytes say about the format says nothing
             return
         self._check_words(index, file, words)
 
-    def _read(self, part: Part) -> np.ndarray:
+    def _read(self, root: Path, part: Part) -> np.ndarray:
         """The words of a part whose bytes are those of the manifest."""
-        directory = self._root / part.path
-        inside(self._root, f"{part.path}/{DATA_FILE}")
+        directory = root / part.path
+        inside(root, f"{part.path}/{DATA_FILE}")
         check_length(directory, part.length_bytes)
         if self._metadata_is_good(part):
             check_part(directory, part.length_bytes, part.chunk_bytes)
         data = np.empty(part.length_bytes, np.uint8)
         read_part(directory, data)
         self._findings.bytes_checked += (directory / DATA_FILE).stat().st_size
-        check_digests(self._root, self._manifest, part, digest_chunks(data, part.chunk_bytes))
+        check_digests(root, self._manifest, part, digest_chunks(data, part.chunk_bytes))
         self._check_tail(directory, part)
         return data.view(np.uint32)
 
@@ -267,12 +277,3 @@ def _check_signatures(manifest: Manifest, escapes: list[dict[str, int]], finding
                 findings.problems.append(
                     Problem(MANIFEST_FILE, name, tensor, got, f"{longest:,}, the longest list", WRONG)
                 )
-
-
-def _foreign(root: Path, known: set[str]) -> Iterator[str]:
-    """Files of the directory that the manifest does not know, in order."""
-    for directory, _, names in sorted(os.walk(root)):
-        for name in sorted(names):
-            relative = (Path(directory) / name).relative_to(root).as_posix()
-            if relative not in known:
-                yield relative

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,14 +22,13 @@ from endor_jax.format.encode import Encodable, counts_of, encode_part, with_esca
 from endor_jax.format.layout import RecordLayout
 from endor_jax.format.record import Record
 from endor_jax.format.tree import Shape
-from endor_jax.store.destination import check_destination, check_job, known_entries, refusals
+from endor_jax.location import Location, ObjectPath, locate
+from endor_jax.store.destination import check_job, refusals
 from endor_jax.store.digest import digest_bytes, digest_chunks
-from endor_jax.store.direct import read_part
-from endor_jax.store.files import sync_directory
-from endor_jax.store.finished import FinishedPart, from_entry, is_sound, rest_of, to_entry
-from endor_jax.store.journal import JOURNAL_VERSION, Journal
+from endor_jax.store.finished import FinishedPart, from_entry, to_entry
+from endor_jax.store.journal import JOURNAL_VERSION
+from endor_jax.store.local_destination import LocalDestination
 from endor_jax.store.manifest import (
-    JOURNAL_FILE,
     MANIFEST_FILE,
     PARTS,
     Manifest,
@@ -39,16 +36,18 @@ from endor_jax.store.manifest import (
     Signature,
     StoredRecord,
     size_classes,
-    write_manifest,
 )
-from endor_jax.store.part import METADATA_FILE, PAGE_BYTES, chunk_bytes_for, file_bytes, write_part
+from endor_jax.store.part import METADATA_FILE, PAGE_BYTES, chunk_bytes_for, file_bytes
+from endor_jax.store.remote.destination import ObjectDestination
 
 MANIFEST_BYTES_PER_PART = 4096
 """What manifest and journal say about a part, about."""
 
 
 class CheckpointWriter:
-    """A directory that becomes a checkpoint when `finish` is called, and is none before.
+    """A place that becomes a checkpoint when `finish` is called, and is none before.
+
+    path: of a directory, or the URL of a place in an object store.
 
     Holds one part besides the arrays it is given. job: JSON that says what is made from what and how; its
     "files" are the names of files that will be kept beside the parts. resume: go on with what a writer of the
@@ -62,18 +61,20 @@ class CheckpointWriter:
     def __init__(
         self, path: str | os.PathLike[str], *, job: Mapping[str, Any] | None = None, resume: bool = False
     ):
-        self.path = Path(path)
+        self.path: Location = locate(path)
+        self._place: LocalDestination | ObjectDestination = (
+            ObjectDestination(self.path) if isinstance(self.path, ObjectPath) else LocalDestination(self.path)
+        )
         self._resume = resume
         self._written: list[_Written] = []
         self._files: dict[str, str] = {}
         self._finished: dict[str, FinishedPart] = {}
         self._checked: set[str] = set()
         self._begun = False
-        check_destination(self.path, resume=resume)
+        with refusals(self.path, "to read what is there", resume=resume):
+            self._place.check(resume=resume)
         with self._storage("a directory"):
-            self._made = not self.path.exists()
-            _make_directory(self.path)
-            self._journal = Journal(self.path)
+            self._journal = self._place.open()
         try:
             self._begin({"journal": JOURNAL_VERSION} | dict(job or {}))
         except BaseException:
@@ -83,24 +84,19 @@ class CheckpointWriter:
     def _begin(self, job: dict[str, Any]) -> None:
         """Takes over what is finished and clears away what is not. Under the lock."""
         header = self._journal.header
-        check_destination(self.path, resume=self._resume, header=header, locked=True)
-        if header is not None and (self._journal.entries or (self.path / MANIFEST_FILE).exists()):
+        with refusals(self.path, "to read what is there", resume=self._resume):
+            self._place.check(resume=self._resume, header=header, locked=True)
+            begun = bool(self._journal.entries) or self._place.has_manifest()
+        if header is not None and begun:
             check_job(self.path, header, job)
             found = [from_entry(self.path, entry) for entry in self._journal.entries]
             self._finished = {finished.part.path: finished for finished in found}
         with self._storage("the journal"):
-            self._clear(header, keep=self._finished)
+            self._place.clear(header, keep=self._finished)
             if not self._finished:  # nothing to lose: whatever was begun here may be begun otherwise
                 self._journal.start(job)
-            (self.path / PARTS).mkdir(exist_ok=True)
-            sync_directory(self.path)  # even if it is there: whoever made it may have been killed before this
+            self._place.prepare()
         self._begun = True
-
-    def _clear(self, header: Mapping[str, Any] | None, *, keep: Mapping[str, FinishedPart]) -> None:
-        """Removes what a writer with this header may have left half done."""
-        for name in known_entries(self.path, header):
-            if name not in keep and name not in (JOURNAL_FILE, MANIFEST_FILE):
-                _remove(self.path / name)
 
     @property
     def finished_parts(self) -> int:
@@ -114,11 +110,11 @@ class CheckpointWriter:
             path = _part_path(name, index)
             if path in self._finished and path not in self._checked:
                 with refusals(self.path, f"to read {path} back", resume=self._resume):
-                    sound = is_sound(self.path, self._finished[path])
+                    sound = self._place.is_sound(self._finished[path])
                 if not sound:
                     del self._finished[path]
                     with self._storage("over a damaged part"):
-                        _remove(self.path / path)
+                        self._place.remove(path)
                 self._checked.add(path)
         return tuple(g for g in range(layout.parts) if _part_path(name, g) not in self._finished)
 
@@ -134,7 +130,7 @@ class CheckpointWriter:
         for finished in parts:
             buffer = np.empty(finished.part.length_bytes, np.uint8)
             with refusals(self.path, f"to read {finished.part.path} back", resume=self._resume):
-                read_part(self.path / finished.part.path, buffer, reader="preadv")
+                self._place.read_part(finished.part, buffer)
             words.append(buffer.view(np.uint32))
         _, escapes = counts_of([(finished.stats, finished.escapes) for finished in parts])
         return Record(tuple(words), with_escapes(layout, escapes))
@@ -177,12 +173,10 @@ class CheckpointWriter:
         data = encoded.words.view(np.uint8)
         length, path = data.shape[0], _part_path(name, index)
         with self._storage(f"{length:,} bytes of {path}"):
-            write_part(self.path / path, data)
             chunk = chunk_bytes_for(length)
             # The data file is covered by the digests of its chunks; its index by the crc32c that zarr3 keeps.
             part = Part(path, length, 0, chunk, digest_chunks(data, chunk))
-            metadata = digest_bytes((self.path / path / METADATA_FILE).read_bytes())
-            rest = rest_of(self.path, part)
+            metadata, rest = self._place.write_part(part, data)
             finished = FinishedPart(part, metadata, rest, encoded.stats, encoded.escapes, note)
             self._journal.add(to_entry(finished))
         self._finished[path] = finished
@@ -190,13 +184,8 @@ class CheckpointWriter:
 
     def write_file(self, name: str, data: bytes) -> None:
         """Writes a file that is kept as it is: tokenizer, config."""
-        target = self.path / name
         with self._storage(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            self._place.write_file(name, data)
         self._files[name] = digest_bytes(data)
 
     def finish(self, *, model: dict[str, Any] | None = None, made: Mapping[str, Any]) -> Manifest:
@@ -211,7 +200,7 @@ class CheckpointWriter:
         records = tuple(settled[written.record.name] for written in self._written)
         manifest = Manifest(signatures, records, model, dict(self._files), dict(made))
         with self._storage(MANIFEST_FILE):
-            write_manifest(self.path, manifest)
+            self._place.write_manifest(manifest)
             self._journal.remove()
         return manifest
 
@@ -220,16 +209,15 @@ class CheckpointWriter:
         if not self._journal.locked:
             return
         with suppress(OSError):  # only to leave no litter; what a file system refuses has been told already
-            if self._begun and not self._finished and not (self.path / MANIFEST_FILE).exists():
-                self._clear(self._journal.header, keep={})
-                if (self.path / PARTS).is_dir():
-                    (self.path / PARTS).rmdir()
+            if self._begun and not self._finished and not self._place.has_manifest():
+                self._place.clear(self._journal.header, keep=())
+                self._place.abandon()
                 self._journal.remove()
             elif self._journal.empty:  # made for its lock alone
                 self._journal.remove()
-            if self._made:
-                self.path.rmdir()
-        self._journal.close()
+            self._place.leave()
+        with suppress(OSError):
+            self._journal.close()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -254,22 +242,6 @@ def disk_bytes(expected: Manifest) -> int:
 
 def _part_path(record: str, index: int) -> str:
     return f"{PARTS}/{record}.{index}"
-
-
-def _make_directory(path: Path) -> None:
-    """Makes a directory and those above it that are not there, durably."""
-    made = [each for each in (path, *path.parents) if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for each in made:
-        sync_directory(each.parent)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file, or a directory with all that is in it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

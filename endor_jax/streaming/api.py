@@ -15,6 +15,7 @@ from endor_jax.format.record import Record
 from endor_jax.format.tree import rebuild, rebuild_like
 from endor_jax.store.manifest import Signature, StoredRecord
 from endor_jax.store.reader import Checkpoint
+from endor_jax.store.remote.cache import PartCache
 from endor_jax.streaming.budget import budgets, default_device
 from endor_jax.streaming.devices import one_device
 from endor_jax.streaming.executor import Executor
@@ -136,18 +137,20 @@ def stream(
     host_memory: str | int | None = None,
     depth: int | None = None,
     reader: str | None = None,
+    cache: PartCache | None = None,
     like: Any = None,
 ) -> Stream:
     """Opens a checkpoint written by `save` and binds a layer function to it.
 
     layer: (params, x, state) -> (x, state), pure; params has the structure that was saved, dense, expanded
     inside the jitted step. device_memory, host_memory: budgets for weights ("8GiB"), by default 90 % of what
-    is free. depth: records issued ahead, by default 2, or 1 where only that fits. reader: as `load` takes it.
+    is free. depth: records issued ahead, by default 2, or 1 where only that fits. reader, cache: as `load`
+    takes them.
     like: a tree of the saved structure, needed only when it holds other containers than dicts, lists and
     tuples (an `nnx.State`).
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError, InvalidInputError.
     """
-    checkpoint = Checkpoint(path, reader=reader)
+    checkpoint = Checkpoint(path, reader=reader, cache=cache)
     device = default_device()
     manifest = checkpoint.manifest
     if like is None and any(signature.tree is None for signature in manifest.signatures):

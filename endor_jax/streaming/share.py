@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout, TensorLayout
+from endor_jax.location import Location
 from endor_jax.store.manifest import Manifest, Part
 
 
@@ -52,7 +52,7 @@ def device_layout(layout: RecordLayout, count: int) -> RecordLayout:
     return replace(layout, parts=parts, tensors=tuple((name, own(tensor)) for name, tensor in layout.tensors))
 
 
-def check_divides(path: Path, manifest: Manifest, count: int) -> None:
+def check_divides(path: Location, manifest: Manifest, count: int) -> None:
     """Raises InvalidInputError unless every record can be spread over `count` devices: it has a multiple of
     so many parts, and its matrices are cut (an array that is stored dense is whole in every part)."""
     for record in manifest.records if count > 1 else ():

@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from endor_jax.errors import InvalidInputError, NotFoundError
+from endor_jax.location import Location
 
 PIECE = 1 << 20
 """Characters that are encoded at a time."""
@@ -108,7 +109,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     return tokenizer_of(files, directory)
 
 
-def tokenizer_of(files: Mapping[str, bytes], directory: Path) -> Tokenizer:
+def tokenizer_of(files: Mapping[str, bytes], directory: Location) -> Tokenizer:
     """The tokenizer of some files, by name; `directory` is where they come from, for errors.
 
     `eos_ids` are eos_token_id of generation_config.json (or else of config.json) and the eos_token of
@@ -153,7 +154,7 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _backend(files: Mapping[str, bytes], directory: Path) -> tokenizers.Tokenizer:
+def _backend(files: Mapping[str, bytes], directory: Location) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
     if path.name not in files:
         raise NotFoundError(
@@ -177,7 +178,7 @@ def _backend(files: Mapping[str, bytes], directory: Path) -> tokenizers.Tokenize
     return backend
 
 
-def _read_json(files: Mapping[str, bytes], path: Path) -> dict[str, Any]:
+def _read_json(files: Mapping[str, bytes], path: Location) -> dict[str, Any]:
     """The object in a JSON file, empty where there is no file."""
     if path.name not in files:
         return {}
@@ -196,7 +197,7 @@ def _content(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _ids(config: Mapping[str, Any], key: str, directory: Path) -> tuple[int, ...]:
+def _ids(config: Mapping[str, Any], key: str, directory: Location) -> tuple[int, ...]:
     """One id, a list of ids, or nothing."""
     value = config.get(key)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
@@ -227,7 +228,7 @@ def _around(
     return starts, ends
 
 
-def _chat_template(files: Mapping[str, bytes], directory: Path, config: Mapping[str, Any]) -> str | None:
+def _chat_template(files: Mapping[str, bytes], directory: Location, config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, which overrules tokenizer_config.json; of several, the one called "default"."""
     path = directory / "chat_template.jinja"
     if path.name in files:
@@ -247,7 +248,7 @@ def _chat_template(files: Mapping[str, bytes], directory: Path, config: Mapping[
     return template
 
 
-def _unusable(path: Path, got: str) -> InvalidInputError:
+def _unusable(path: Location, got: str) -> InvalidInputError:
     return InvalidInputError(
         str(path), got=got, expected="a readable tokenizer file", fix="fetch the tokenizer files again"
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from endor_jax.errors import DestinationBusyError
 from endor_jax.store.digest import digest_bytes
-from endor_jax.store.journal import Journal, _line, peek, read_lines
+from endor_jax.store.journal import Journal, peek, read_lines, to_line
 
 ENTRIES = st.lists(
     st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.floats(allow_nan=False))),
@@ -67,8 +67,8 @@ NO_OBJECTS = st.sampled_from(
 def test_a_right_digest_of_no_json_object_ends_it(
     before: list[dict[str, Any]], text: bytes, after: list[dict[str, Any]]
 ) -> None:
-    whole = b"".join(map(_line, before))
-    crafted = whole + digest_bytes(text).encode() + b" " + text + b"\n" + b"".join(map(_line, after))
+    whole = b"".join(map(to_line, before))
+    crafted = whole + digest_bytes(text).encode() + b" " + text + b"\n" + b"".join(map(to_line, after))
     try:
         is_object = isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):

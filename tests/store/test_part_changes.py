@@ -60,11 +60,11 @@ def test_what_was_read_once_is_checked_again_when_its_file_has_changed(path: Pat
 
 
 def test_what_has_not_changed_is_checked_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from endor_jax.store import reader
+    from endor_jax.store import local_parts
 
     checked: list[object] = []
-    compare = reader.check_digests
-    monkeypatch.setattr(reader, "check_digests", lambda *given: checked.append(given) or compare(*given))
+    compare = local_parts.check_digests
+    monkeypatch.setattr(local_parts, "check_digests", lambda *given: checked.append(given) or compare(*given))
     with endor.open(path, reader="preadv") as checkpoint:
         for _ in range(3):
             read(checkpoint)
