@@ -16,6 +16,7 @@ from endor_jax.conversion.pipeline import survey_conversion
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.errors import StorageError
 from endor_jax.store import manifest, part, writer
+from tests.cases import spread
 from tests.conversion.interrupting import contents
 from tests.tiny_models import LLAMA, write_tiny
 
@@ -23,9 +24,16 @@ MODEL = LLAMA | {"vocab_size": 1500, "num_hidden_layers": 3}
 GO_ON = "run the same command again: it goes on where it stopped"
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_tiny(tmp_path / "source", MODEL, tokenizer=True)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("room") / "source", MODEL, tokenizer=True)
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path) -> dict[str, bytes]:
+    """What a conversion leaves that nothing refuses."""
+    endor.convert(source, source.parent / "whole")
+    return contents(source.parent / "whole")
 
 
 @contextmanager
@@ -69,8 +77,7 @@ def dry_run(source: Path, destination: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["encoding embedding", "encoding layers.1", "encoding final", "done"])
-def test_a_disk_that_turns_full_and_then_has_room_again(source, tmp_path, moment):
-    endor.convert(source, tmp_path / "whole")
+def test_a_disk_that_turns_full_and_then_has_room_again(source, whole, tmp_path, moment):
     with mounted(tmp_path / "disk", "size=4m") as disk:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -82,18 +89,17 @@ def test_a_disk_that_turns_full_and_then_has_room_again(source, tmp_path, moment
         assert not (disk / "dst/endor.json").exists()
         (disk / "filler").unlink()
         endor.convert(source, disk / "dst")
-        assert contents(disk / "dst") == contents(tmp_path / "whole")
+        assert contents(disk / "dst") == whole
 
 
-def test_what_is_there_already_needs_no_more_room(source, tmp_path):
-    endor.convert(source, tmp_path / "whole")
+def test_what_is_there_already_needs_no_more_room(source, whole, tmp_path):
     with mounted(tmp_path / "disk", "size=4m") as disk:
         with pytest.raises(KeyboardInterrupt):
             endor.convert(source, disk / "dst", progress=interrupt_at("encoding final"))
         filler = fill(disk)
         os.truncate(filler, filler.stat().st_size - 100_000)  # far less than the whole takes
         endor.convert(source, disk / "dst")
-        assert contents(disk / "dst") == contents(tmp_path / "whole")
+        assert contents(disk / "dst") == whole
 
 
 def interrupt_at(wanted: str) -> Callable[[str, int, int], None]:
@@ -112,8 +118,7 @@ def test_a_file_system_that_may_not_be_written(source, tmp_path):
         endor.convert(source, disk / "dst")
 
 
-def test_a_source_that_may_only_be_read(source, tmp_path):
-    endor.convert(source, tmp_path / "whole")
+def test_a_source_that_may_only_be_read(source, whole, tmp_path):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in source.iterdir()}
     with mounted(source, "size=4m") as shadow:
         for path, (mtime, data) in before.items():
@@ -122,7 +127,7 @@ def test_a_source_that_may_only_be_read(source, tmp_path):
         subprocess.run(["mount", "-o", "remount,ro", shadow], check=True)
         endor.convert(source, tmp_path / "dst")
         assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in source.iterdir()} == before
-    assert contents(tmp_path / "dst") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "dst") == whole
 
 
 def test_room_is_asked_of_the_file_system_that_will_be_written(source, tmp_path, monkeypatch):
@@ -156,30 +161,27 @@ def fail_from(call: int, number: int, real: Callable) -> Callable:
     return wrapped
 
 
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [
-        (errno.ENOSPC, "No space left on device"),
-        (errno.EDQUOT, "Disk quota exceeded"),
-        (errno.EROFS, "Read-only file system"),
-        (errno.EACCES, "Permission denied"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("where", "name", "call"),
-    [
-        (part, "write_shard", 3),
-        (part, "write_shard", 1),
-        (manifest.os, "fsync", 12),
-        (manifest.os, "fsync", 2),
-        (writer, "write_manifest", 1),
-    ],
-)
-def test_whatever_refuses_nothing_is_lost(source, tmp_path, monkeypatch, number, said, where, name, call):
-    endor.convert(source, tmp_path / "whole")
+REFUSALS = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EROFS: "Read-only file system",
+    errno.EACCES: "Permission denied",
+}
+CALLS = [
+    (part, "write_shard", 3),
+    (part, "write_shard", 1),
+    (manifest.os, "fsync", 12),
+    (manifest.os, "fsync", 2),
+    (writer, "write_manifest", 1),
+]
+
+
+@pytest.mark.parametrize(("refusal", "refused"), spread(REFUSALS.items(), CALLS, every=3))
+def test_whatever_refuses_nothing_is_lost(source, whole, tmp_path, monkeypatch, refusal, refused):
+    (number, said), (where, name, call) = refusal, refused
     with monkeypatch.context() as patch:
         patch.setattr(where, name, fail_from(call, number, getattr(where, name)))
         with pytest.raises(StorageError, match=rf"got {said}, expected to write .*; make room.*{GO_ON}"):
             endor.convert(source, tmp_path / "dst")
     endor.convert(source, tmp_path / "dst")
-    assert contents(tmp_path / "dst") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "dst") == whole
