@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
 import endor_jax as endor
 from endor_jax.errors import InvalidInputError, OptionError
 from endor_jax.generate.sampling import Sampler
+from tests.cases import spread
 from tests.generate.budgets import smallest
 from tests.generate.conftest import CONFIGS
 from tests.tiny_models import write_tiny
@@ -31,24 +34,29 @@ def float32(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=str)
-def path(request, float32):
-    return float32[request.param]
-
-
 @pytest.fixture(scope="module")
-def alone(path):
-    """Greedy tokens of each prompt by itself."""
-    with endor.load(path, context=290) as model:
-        return [model.complete(prompt, max_tokens=12) for prompt in prompts()]
+def alone(float32):
+    """Greedy tokens of each prompt by itself, by the name of the model."""
+
+    @cache
+    def completions(name):
+        with endor.load(float32[name], context=290) as model:
+            return [model.complete(prompt, max_tokens=12) for prompt in prompts()]
+
+    return completions
 
 
-@pytest.mark.parametrize(("batch", "micro_batch"), [(1, None), (3, None), (8, 3), (20, None), (20, 1)])
-def test_greedy_tokens_of_a_ragged_batch_are_those_of_one_by_one(path, alone, batch, micro_batch):
-    with endor.load(path, context=290, batch=batch, micro_batch=micro_batch) as model:
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    spread(CONFIGS, [(1, None), (3, None), (8, 3), (20, None), (20, 1)], every=3),
+    ids=str,
+)
+def test_greedy_tokens_of_a_ragged_batch_are_those_of_one_by_one(float32, alone, name, rows):
+    batch, micro_batch = rows
+    with endor.load(float32[name], context=290, batch=batch, micro_batch=micro_batch) as model:
         done = dict(model.complete_batch(prompts(), max_tokens=12))
     assert sorted(done) == list(range(len(LENGTHS)))
-    for i, expected in enumerate(alone):
+    for i, expected in enumerate(alone(name)):
         assert done[i].token_ids == expected.token_ids
         assert (done[i].text, done[i].finish_reason) == (expected.text, expected.finish_reason)
 

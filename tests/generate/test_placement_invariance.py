@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import endor_jax as endor
+from tests.cases import spread
 from tests.generate.budgets import budgets_of_tiers
 
 CONTEXT = 290
@@ -48,8 +49,11 @@ def test_logits_are_bitwise_equal_for_every_budget_and_depth(tiny_checkpoints, r
     assert len(seen) >= 3
 
 
-@pytest.mark.parametrize("tier", ["disk", "all three", "host", "device"])
-def test_bytes_read_do_not_depend_on_the_prompt(checkpoint, tier):
+@pytest.mark.parametrize(
+    ("name", "tier"), spread(["llama", "untied", "opt"], ["disk", "all three", "host", "device"], every=3)
+)
+def test_bytes_read_do_not_depend_on_the_prompt(tiny_checkpoints, name, tier):
+    checkpoint = tiny_checkpoints[name]
     device, host = budgets_of_tiers(checkpoint, context=CONTEXT)[tier]
     with endor.load(checkpoint, context=CONTEXT, device_memory=device, host_memory=host) as model:
         counts = []

@@ -9,6 +9,7 @@ import endor_jax as endor
 from endor_jax.errors import InvalidInputError, OptionError, StreamError
 from endor_jax.generate.continuation import wishes_for
 from endor_jax.generate.sampling import Sampler
+from tests.cases import spread
 from tests.tiny_models import END, LLAMA, OPT, write_tiny
 
 TEMPLATE = (
@@ -36,8 +37,7 @@ def told(tokens) -> list[int]:
     return [token.id for token in tokens]
 
 
-@pytest.mark.parametrize("first", [1, 20, 128, 150])
-@pytest.mark.parametrize("more", [1, 40, 100])
+@pytest.mark.parametrize(("first", "more"), spread([1, 20, 128, 150], [1, 40, 100], every=3))
 def test_going_on_gives_what_starting_again_gives(model, first, more):
     session = model.session()
     history = ids(first)
