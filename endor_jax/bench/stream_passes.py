@@ -156,8 +156,7 @@ def open_runner(
     try:
         yield runner
     finally:
-        runner.executor.close()
-        runner.embedding.close()
+        runner.close()
 
 
 def plan_of_records(checkpoint: Checkpoint) -> Plan:

@@ -26,6 +26,8 @@ from endor_jax.cli.plan import plan_values, prediction_values
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from endor_jax.cli.batch_file import Prompt
     from endor_jax.generate.continuation import Wishes
     from endor_jax.generate.model import Model
@@ -76,6 +78,10 @@ def command(
     processes: Processes = None,
     process_index: ProcessIndex = None,
     peer_timeout: PeerTimeout = None,
+    pipeline_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stages, each with some of the layers, on devices of their own."),
+    ] = None,
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Take the prompt as it is.")
     ] = False,
@@ -90,7 +96,6 @@ def command(
     from endor_jax.generate.continuation import wishes_for
     from endor_jax.generate.model import load
     from endor_jax.generate.sampling import Sampler
-    from endor_jax.streaming.devices import first_devices
 
     output = Output(as_json, quiet, verbose)
     if (prompt is None) == (batch_file is None):
@@ -104,11 +109,12 @@ def command(
         raise OptionError(
             "generate", got="--output and --prompt", expected="--batch-file", fix="redirect stdout instead"
         )
-    if processes is not None and (tensor_parallel is None or output_file is not None):
+    parallel = tensor_parallel or pipeline_parallel
+    if processes is not None and (parallel is None or output_file is not None):
         raise OptionError(
             "generate",
-            got="--processes and " + ("--output" if tensor_parallel else "no --tensor-parallel"),
-            expected="--tensor-parallel, and answers on stdout of process 0",
+            got="--processes and " + ("--output" if parallel else "no --tensor-parallel"),
+            expected="--tensor-parallel or --pipeline-parallel, and answers on stdout of process 0",
             fix="say how many devices all processes have together, and redirect stdout",
         )
     sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
@@ -128,7 +134,7 @@ def command(
             context=context,
             batch=sequences,
             micro_batch=micro_batch,
-            mesh=None if tensor_parallel is None else first_devices(tensor_parallel),
+            mesh=_mesh(pipeline_parallel, tensor_parallel),
             peers=peers,
         ) as model,
     ):
@@ -146,10 +152,20 @@ def command(
             expected = {"expected_peak_host_bytes": model.expected_peak_host_bytes, "reader": model.reader}
             expected["bytes_fetched"] = model.bytes_fetched
             figures = statistics_values(model.statistics) | expected | {"plan": plan_values(model.plan)}
+            figures["plans"] = {str(number): plan_values(plan) for number, plan in model.plans.items()}
             figures["prediction"] = prediction_values(model.prediction)
             output.json(result | figures)
         else:
             output.notes.print(summary(model, model.statistics), style="dim")
+
+
+def _mesh(stages: int | None, devices: int | None) -> Mesh | None:
+    """The devices that `--pipeline-parallel` and `--tensor-parallel` ask for; None if neither is said."""
+    from endor_jax.streaming.devices import first_devices, first_stages
+
+    if stages is not None:
+        return first_stages(stages, devices or 1)
+    return None if devices is None else first_devices(devices)
 
 
 def announce(model: Model, output: Output) -> None:
@@ -157,7 +173,8 @@ def announce(model: Model, output: Output) -> None:
     is wanted."""
     from endor_jax.streaming.sizes import format_size
 
-    output.detail(repr(model.plan))
+    for number, plan in model.plans.items():
+        output.detail(f"stage {number}\n{plan!r}" if model.stages > 1 else repr(plan))
     expected = format_size(model.expected_peak_host_bytes)
     output.notes.print(f"at most {expected} of resident memory", style="dim")
     if model.prediction is not None:

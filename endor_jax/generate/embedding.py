@@ -70,14 +70,7 @@ class Embedding:
         cut off meanwhile.
         """
         wanted = np.asarray(ids, np.int64)
-        bad = wanted[(wanted < 0) | (wanted >= self.vocabulary)]
-        if bad.size:
-            raise InvalidInputError(
-                "token ids",
-                got=f"id {bad[0]}",
-                expected=f"0 to {self.vocabulary - 1}",
-                fix="use the tokenizer of this model",
-            )
+        check_ids(wanted, self.vocabulary)
         distinct, places = np.unique(wanted, return_inverse=True)
         values = np.empty((len(distinct), self.layout.columns), dtype_from_name(self.layout.dtype))
         with self._lock:
@@ -102,6 +95,19 @@ class Embedding:
         with self._lock:
             self._closed = True
             self._files.close()
+
+
+def check_ids(ids: Sequence[int] | np.ndarray, vocabulary: int) -> None:
+    """Raises InvalidInputError for an id outside the vocabulary."""
+    wanted = np.asarray(ids, np.int64)
+    bad = wanted[(wanted < 0) | (wanted >= vocabulary)]
+    if bad.size:
+        raise InvalidInputError(
+            "token ids",
+            got=f"id {bad[0]}",
+            expected=f"0 to {vocabulary - 1}",
+            fix="use the tokenizer of this model",
+        )
 
 
 class _SparsePart:

@@ -10,11 +10,13 @@ ALLOWANCE_BYTES = 288 * 2**20
 Measured: 60 to 210 MiB."""
 
 
-def expected_peak_bytes(plan: Plan) -> int:
-    """A bound on the peak resident memory of this process: what it has now, and what the plan takes.
+def expected_peak_bytes(*plans: Plan) -> int:
+    """A bound on the peak resident memory of this process: what it has now, and what the plans take.
 
-    Where device and host are one memory, the plan's bytes on the device count too. Pages that the system
-    caches do not.
+    More than one where several stages of a pipeline are in this process. Where device and host are one
+    memory, the plan's bytes on the device count too. Pages that the system caches do not.
     """
-    planned = plan.host_bytes + (plan.devices * plan.device_bytes if plan.shares_memory else 0)
+    planned = sum(
+        plan.host_bytes + (plan.devices * plan.device_bytes if plan.shares_memory else 0) for plan in plans
+    )
     return max(peak_host_bytes(), resident_bytes() + planned + ALLOWANCE_BYTES)

@@ -19,26 +19,23 @@ from endor_jax.errors import InvalidInputError
 from endor_jax.generate.batch import generate_batch
 from endor_jax.generate.continuation import FinishReason, Token, Wishes, wishes_for
 from endor_jax.generate.costs import costs_of
+from endor_jax.generate.exchange import Exchange
 from endor_jax.generate.footprint import expected_peak_bytes
-from endor_jax.generate.loading import check_records, make_runner
-from endor_jax.generate.placement import CHUNK, geometry, place_model
-from endor_jax.generate.runner import Runner
+from endor_jax.generate.loading import check_records, lane_shape, make_pipeline, place_stages
+from endor_jax.generate.pipeline import Pipeline, meter_of
+from endor_jax.generate.placement import CHUNK
 from endor_jax.generate.sampling import Sampler
 from endor_jax.generate.scoring import TokenScores, losses, score, token_scores
 from endor_jax.generate.session import Session, chat_ids, check_room
-from endor_jax.generate.statistics import Meter, Statistics
+from endor_jax.generate.statistics import Statistics
 from endor_jax.peers.peers import Peers
 from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
 from endor_jax.store.remote.cache import PartCache
-from endor_jax.streaming.budget import budgets, default_device
-from endor_jax.streaming.devices import one_device, over_mesh
-from endor_jax.streaming.link import choose_link
-from endor_jax.streaming.memory_pools import check_pinned_pool, pinned_pool_bytes
+from endor_jax.streaming.budget import default_device
+from endor_jax.streaming.devices import one_device, stages_over
 from endor_jax.streaming.prediction import Prediction, predict
-from endor_jax.streaming.share import check_divides
 from endor_jax.streaming.timeline import Timeline
-from endor_jax.streaming.transfer import shares_memory
 from endor_jax.text import Tokenizer, tokenizer_of
 
 
@@ -58,27 +55,29 @@ class Completion:
 class Model:
     """A loaded model; made by `load`. One pass at a time; `close` is idempotent.
 
-    plan: where the records are and what they take. expected_peak_host_bytes: a bound on the resident memory
-    of this process, from before anything was loaded. prediction: what a pass takes, from before anything was
-    loaded too, from rates of this machine and its disk, not of this model's weights; None for a checkpoint of
-    up to 16 MiB, for which nothing is measured, and for a mesh over several processes. tokenizer: None if the
-    checkpoint has none; prompts are token ids then. statistics: of the latest generation.
+    plan: where the records are and what they take; of a pipeline, in the first of this process's stages.
+    plans: in each of them, by number. expected_peak_host_bytes: a bound on the resident memory of this
+    process, from before anything was loaded. prediction: what a pass takes, from before anything was loaded
+    too, from rates of this machine and its disk, not of this model's weights; None for a checkpoint of up to
+    16 MiB, for which nothing is measured, for a pipeline, and for a mesh over several processes. tokenizer:
+    None if the checkpoint has none; prompts are token ids then. statistics: of the latest generation.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        runner: Runner,
+        pipeline: Pipeline,
         tokenizer: Tokenizer | None,
         *,
         expected_peak_host_bytes: int,
         prediction: Prediction | None = None,
     ):
-        self._checkpoint, self._runner = checkpoint, runner
+        self._checkpoint, self._pipeline = checkpoint, pipeline
         self.tokenizer = tokenizer
         self.expected_peak_host_bytes = expected_peak_host_bytes
         self.prediction = prediction
-        self.plan = runner.executor.plan
+        self.plans = pipeline.plans
+        self.plan = pipeline.runner.executor.plan
         self.statistics: Statistics | None = None
 
     def generate(
@@ -97,7 +96,7 @@ class Model:
         """
         wishes = wishes_for(max_tokens, sampler, stop)
         ids = self._ids(prompt)
-        check_room(self._runner, len(ids), max_tokens)
+        check_room(self._pipeline, len(ids), max_tokens)
         return self._generate(ids, wishes)
 
     def _generate(self, ids: list[int], wishes: Wishes) -> Iterator[Token]:
@@ -139,7 +138,7 @@ class Model:
         for number, prompt in enumerate(prompts, 1):
             try:
                 batch.append(self._ids(prompt))
-                check_room(self._runner, len(batch[-1]), max_tokens)
+                check_room(self._pipeline, len(batch[-1]), max_tokens)
             except InvalidInputError as error:
                 if len(prompts) == 1:
                     raise
@@ -152,7 +151,7 @@ class Model:
     def _complete_batch(
         self, batch: list[list[int]], wishes: Wishes, progress: Callable[[Statistics], None] | None
     ) -> Iterator[tuple[int, Completion]]:
-        meter = Meter(self._runner.executor, self._runner.devices.first)
+        meter = meter_of(self._pipeline)
         self.statistics = meter.statistics
 
         def after_pass() -> None:
@@ -161,14 +160,14 @@ class Model:
                 progress(self.statistics)
 
         for index, sequence, text in generate_batch(
-            self._runner, self.tokenizer, batch, wishes=wishes, meter=meter, after_pass=after_pass
+            self._pipeline, self.tokenizer, batch, wishes=wishes, meter=meter, after_pass=after_pass
         ):
             assert sequence.finish_reason is not None
             yield index, Completion(text, sequence.generated, sequence.finish_reason, self.statistics)
 
     def session(self) -> Session:
         """A conversation whose history stays in a cache of its own, beyond what the plan counts for one."""
-        return Session(self._runner, self.tokenizer)
+        return Session(self._pipeline, self.tokenizer)
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation in the model's chat template, up to where the answer begins.
@@ -195,7 +194,7 @@ class Model:
                 expected="one length",
                 fix="score sequences of different lengths in separate calls",
             )
-        return score(self._runner, batch)
+        return score(self._pipeline, batch)
 
     def losses(self, token_ids: Sequence[Sequence[int]] | np.ndarray) -> list[Float[np.ndarray, " targets"]]:
         """Float32 negative log-likelihoods of each sequence's tokens but the first; lengths may differ.
@@ -203,11 +202,11 @@ class Model:
         Takes as few passes over the layers as `logits`, and no memory for logits.
         Raises InvalidInputError for sequences below two tokens or longer than the context.
         """
-        return losses(self._runner, [_integers(row) for row in token_ids])
+        return losses(self._pipeline, [_integers(row) for row in token_ids])
 
     def token_scores(self, token_ids: Sequence[Sequence[int]] | np.ndarray) -> list[TokenScores]:
         """`losses`, and whether each token was the likeliest. Raises as `losses` does."""
-        return token_scores(self._runner, [_integers(row) for row in token_ids])
+        return token_scores(self._pipeline, [_integers(row) for row in token_ids])
 
     @property
     def reader(self) -> str:
@@ -227,26 +226,31 @@ class Model:
     @property
     def vocabulary_size(self) -> int:
         """Logits per position; token ids are below it."""
-        return self._runner.embedding.vocabulary
+        return self._pipeline.shape.config.vocabulary_size
 
     @property
     def context(self) -> int:
         """The most tokens of a sequence, prompt and generation together."""
-        return self._runner.shape.context
+        return self._pipeline.shape.context
 
     @property
     def sequences(self) -> int:
-        """The most that are under way at once in `complete_batch`."""
-        return self._runner.shape.sequences
+        """The most that are under way at once in `complete_batch`, in all lanes of a pipeline."""
+        return self._pipeline.lanes * self._pipeline.shape.sequences
+
+    @property
+    def stages(self) -> int:
+        """Stages of the pipeline, those of other processes too; 1 without one."""
+        return self._pipeline.count
 
     @property
     def micro_batch(self) -> int:
         """How many of them one step takes when as many as can be are under way."""
-        return self._runner.shape.rows
+        return self._pipeline.shape.rows
 
     def sequences_per_pass(self, length: int) -> int:
         """How many sequences of some length `logits` and `losses` take through a layer together."""
-        return max(1, self._runner.shape.positions // round_up(length, CHUNK))
+        return max(1, self._pipeline.shape.positions // round_up(length, CHUNK))
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         return self.encode(prompt) if isinstance(prompt, str) else _integers(prompt)
@@ -264,8 +268,7 @@ class Model:
 
     def close(self) -> None:
         """Stops reading and frees the layers. What is left goes with the model. Idempotent."""
-        self._runner.executor.close()
-        self._runner.embedding.close()
+        self._pipeline.close()
         self._checkpoint.close()
 
     def __enter__(self) -> Model:
@@ -313,48 +316,44 @@ def load(
     what was measured to be best on this disk. cache: of an object store, where its parts are kept on a local
     disk, and how many bytes of them. timeline: collects what each stage does and when (`endor
     trace`). mesh: of one axis, whose devices share every layer: each reads, transfers and keeps its own parts
-    (`convert(shards=)`), and device_memory is that of each. Where it spans processes, all of them load the
+    (`convert(shards=)`), and device_memory is that of each. Of two axes, for a pipeline: each row has some of
+    the layers, which its devices share, and `batch` is spread over as many lanes as there are stages, rounded
+    up; host_memory is shared by the stages of this process. Where it spans processes, all of them load the
     model and then make the same calls; peers (`endor.join`) sees to it that none waits for one that is gone.
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError,
     StorageError for an object store that cannot be reached.
     """
-    devices = one_device(default_device()) if mesh is None else over_mesh(mesh, peers=peers)
-    device, share = devices.first, devices.share
+    staged = {0: one_device(default_device())} if mesh is None else stages_over(mesh, peers=peers)
     checkpoint = Checkpoint(path, reader=reader, cache=cache)
     manifest = checkpoint.manifest
     decoder = models.decoder(models.from_hf(checkpoint.model_config()))
     check_records(checkpoint.path, manifest, decoder)
-    check_divides(checkpoint.path, manifest, devices.count)
-    dtype = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    shape = geometry(decoder.config, dtype, context, batch, micro_batch=micro_batch, devices=devices.count)
-    devices.agree(
-        checkpoint=to_json(manifest)["digest"],
-        devices=devices.count,
-        context=shape.context,
-        batch=shape.sequences,
-        micro_batch=shape.most_rows,
+    count = 1 if mesh is None or len(mesh.axis_names) == 1 else mesh.devices.shape[0]
+    shape = lane_shape(
+        checkpoint, decoder, staged, stages=count, context=context, batch=batch, micro_batch=micro_batch
     )
-    device_bytes, host_bytes = budgets(device, device_memory, host_memory, devices=len(share.places))
-    shape, plan = place_model(
-        manifest,
-        shape,
-        device_budget_bytes=device_bytes,
-        host_budget_bytes=host_bytes,
+    placed = place_stages(
+        checkpoint,
+        staged,
+        shape=shape,
+        count=count,
+        device_memory=device_memory,
+        host_memory=host_memory,
         depth=depth,
-        reads=checkpoint.reader_choice.reads,
-        shares_memory=shares_memory(device),
-        staged=choose_link(device).staged,
-        share=share,
     )
-    # What host memory keeps may be more than one of the ways has room for.
-    link = choose_link(device, kept_bytes=plan.host_kept_bytes)
-    costs = costs_of(manifest, shape, choice=checkpoint.reader_choice, devices=devices, link=link)
-    prediction = None if costs is None else predict(plan, costs)
-    if shape.cache_tier == "host":
-        check_pinned_pool(shape.cache_bytes, pinned_pool_bytes(os.environ))
-    expected = expected_peak_bytes(plan) + checkpoint.fetch_bytes
+    prediction = None
+    if count == 1:  # what stages tell each other was not measured
+        (only,) = placed.values()
+        choice = checkpoint.reader_choice
+        costs = costs_of(manifest, only.shape, choice=choice, devices=only.devices, link=only.link)
+        prediction = None if costs is None else predict(only.plan, costs)
+    plans = [each.plan for each in placed.values()]
+    expected = expected_peak_bytes(*plans) + checkpoint.fetch_bytes
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
-    runner = make_runner(checkpoint, decoder, shape, plan=plan, devices=devices, link=link, timeline=timeline)
-    return Model(checkpoint, runner, tokenizer, expected_peak_host_bytes=expected, prediction=prediction)
+    # A mesh of `jax.make_mesh` has explicit axes, which change what a step may do with its arrays.
+    over = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+    exchange = None if over is None or count == 1 else Exchange(over, peers)
+    pipeline = make_pipeline(checkpoint, decoder, placed, exchange=exchange, timeline=timeline)
+    return Model(checkpoint, pipeline, tokenizer, expected_peak_host_bytes=expected, prediction=prediction)

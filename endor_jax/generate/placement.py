@@ -5,6 +5,7 @@ Works on stored parts and on estimated ones alike, so a plan can be had before a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,8 @@ from endor_jax.errors import DoesNotFitError, OptionError
 from endor_jax.format.layout import FieldLayout
 from endor_jax.generate.caches import ON_DEVICE
 from endor_jax.generate.embedding import held_bytes
+from endor_jax.generate.exchange import exchanged_bytes
+from endor_jax.generate.stages import PipelineStage
 from endor_jax.kernels.backends import resolve
 from endor_jax.kernels.linear.cpu import fused_rows
 from endor_jax.kernels.place import cpu_place
@@ -41,7 +44,8 @@ class Geometry:
 
     sequences: the most that are in the caches at once. micro_batch: most rows that pass through a layer
     together. cache_tier: where caches wait for their turn. What is None is for `place_model` to choose.
-    devices: those that share every layer.
+    devices: those that share every layer. stage: of a pipeline, the layers that are here; None for all.
+    lanes: of a pipeline, how many times `sequences` have caches: they are in different stages at one time.
     """
 
     config: LlamaConfig | OptConfig
@@ -51,6 +55,13 @@ class Geometry:
     micro_batch: int | None = None
     cache_tier: CacheTier | None = None
     devices: int = 1
+    stage: PipelineStage | None = None
+    lanes: int = 1
+
+    @property
+    def here(self) -> PipelineStage:
+        """The stage; all layers where there is no pipeline."""
+        return PipelineStage(range(self.config.layers)) if self.stage is None else self.stage
 
     @property
     def heads(self) -> HeadShare:
@@ -85,9 +96,9 @@ class Geometry:
 
     @property
     def cache_bytes(self) -> int:
-        """Keys and values of all micro-batches in all layers, on each device."""
+        """Keys and values of all micro-batches in all layers of the stage, on each device."""
         micro_batches, _ = micro_batches_for(self.sequences, self.most_rows)
-        return self.config.layers * micro_batches * self.layer_cache_bytes
+        return len(self.here.layers) * self.lanes * micro_batches * self.layer_cache_bytes
 
 
 def micro_batches_for(sequences: int, most_rows: int) -> tuple[int, int]:
@@ -145,11 +156,16 @@ def whole_record(manifest: Manifest, record: StoredRecord, share: Share) -> Stre
     return Streamable(record.name, share.parts(record.parts), layout)
 
 
-def pass_records(manifest: Manifest, share: Share = WHOLE) -> list[Streamable]:
+def pass_records(
+    manifest: Manifest, share: Share = WHOLE, stage: PipelineStage | None = None
+) -> list[Streamable]:
     """Records of one pass in order: the layers, then the head, on each device one block of vocabulary rows at
-    a time."""
+    a time. Of a stage of a pipeline, those that are there."""
     layers = [record for record in manifest.records if record.name.startswith("layers.")]
-    records = [whole_record(manifest, record, share) for record in layers]
+    own = layers if stage is None else [layers[i] for i in stage.layers]
+    records = [whole_record(manifest, record, share) for record in own]
+    if stage is not None and not stage.last:
+        return records
     head, count = manifest.record(head_record(manifest)), share.count
     block = device_layout(manifest.layout(head), len(head.parts))
     return records + [
@@ -169,8 +185,8 @@ def fixed_costs(
     records = {record.name: record for record in manifest.records}
     ends = sum(
         whole_record(manifest, records[name], share).demand.buffer_bytes
-        for name in ("stem", "final")
-        if name in records
+        for name, here in (("stem", shape.here.first), ("final", shape.here.last))
+        if here and name in records
     )
     # All chunks of the longest prompts, before and after the layer that runs.
     wide = max(config.hidden_size, config.embedding_size)
@@ -181,10 +197,11 @@ def fixed_costs(
     # What the products of attention make of one layer's keys and values: copies, transposed and widened.
     held = shape.rows * shape.capacity, shape.heads.kv_heads, config.head_dim
     mixed = 2 * array_bytes(held, "float32") + array_bytes(held, shape.dtype)
-    logits = 2 * 4 * config.vocabulary_size * shape.sequences
+    logits = 2 * 4 * config.vocabulary_size * shape.sequences if shape.here.last else 0
     # Scores of all heads, masked, and their softmax, in float32.
     scores = 3 * 4 * tokens * shape.heads.kv_heads * shape.heads.group * shape.capacity
-    expanded = expanded_bytes(manifest, rows=tokens, shares_memory=shares_memory, share=share)
+    records_here = pass_records(manifest, share, shape.stage)
+    expanded = expanded_bytes(records_here, rows=tokens, shares_memory=shares_memory)
     waits = shape.cache_tier == "host"
     in_use = min(ON_DEVICE * shape.layer_cache_bytes, shape.cache_bytes)
     device = (
@@ -197,12 +214,19 @@ def fixed_costs(
     weight = manifest.layout(records["embedding"])["weight"]
     assert isinstance(weight, FieldLayout)  # vocabulary matrices are cut into blocks
     embedding = min(held_bytes(weight), records["embedding"].buffer_bytes)  # of a tiny one, all of it
-    host = (("token embedding", embedding),)
+    host = (("token embedding", embedding),) if shape.here.first else ()
+    if not shape.here.alone:
+        width = array_bytes((config.hidden_size,), shape.dtype)
+        on_device, on_host = exchanged_bytes(
+            shape.positions, width, rows=shape.sequences, row_bytes=4 * config.vocabulary_size
+        )
+        device += (("exchange between stages", on_device),)
+        host += (("exchange between stages", on_host),)
     waiting = ("KV cache, waiting", len(share.places) * shape.cache_bytes)
     return FixedCosts(device, (waiting, *host) if waits else host)
 
 
-def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool, share: Share = WHOLE) -> int:
+def expanded_bytes(records: Sequence[Streamable], *, rows: int, shares_memory: bool) -> int:
     """Room for expanding inside a step: one matrix at a time, because each waits for the product before.
 
     On CPU, XLA makes its elements, once more where escapes are scattered into them, and for the product
@@ -221,7 +245,7 @@ def expanded_bytes(manifest: Manifest, *, rows: int, shares_memory: bool, share:
             return 0 if fused_rows(rows, tensor) else elements * 4
         return elements * ((2 if tensor.codec.kind == "packed" else 1) * element + 4)
 
-    layouts = {record.layout for record in pass_records(manifest, share)}
+    layouts = {record.layout for record in records}
     return max(
         dense(tensor, layout.parts)
         for layout in layouts
@@ -253,7 +277,7 @@ def place_model(
     def attempt(tried: Geometry) -> Plan | DoesNotFitError:
         try:
             return make_plan(
-                [record.demand for record in pass_records(manifest, share)],
+                [record.demand for record in pass_records(manifest, share, tried.stage)],
                 fixed=fixed_costs(manifest, tried, shares_memory=shares_memory, share=share),
                 device_budget_bytes=device_budget_bytes,
                 host_budget_bytes=host_budget_bytes,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from endor_jax.arrays import dtype_from_name
 from endor_jax.errors import InvalidInputError
@@ -34,6 +35,7 @@ from endor_jax.streaming.executor import Executor
 class Runner:
     """Everything a pass needs: the decoder, the executor, and what stays in place whatever is streamed.
 
+    Of a stage of a pipeline (`shape.here`): its layers, and what it has of embedding, stem and final part.
     Invariant: all that enters a step is committed to `devices`, as records and results are. JAX compiles a
     step again for arguments that are free to move.
     """
@@ -42,14 +44,20 @@ class Runner:
     devices: Devices
     executor: Executor
     shape: Geometry
-    embedding: Embedding
+    embedding: Embedding | None
     stem: Record | None
     final: Record | None
 
     @property
     def layers(self) -> int:
-        """Layers of the model: the first records of a pass; the others are blocks of the head."""
-        return self.decoder.config.layers
+        """Layers that are here: the first records of a pass; the others are blocks of the head."""
+        return len(self.shape.here.layers)
+
+    def close(self) -> None:
+        """Stops reading and frees the layers. Idempotent."""
+        self.executor.close()
+        if self.embedding is not None:
+            self.embedding.close()
 
     def new_cache(self, sequences: int = 1) -> KVCache:
         """An empty cache of one layer, as bits, with a row for each of some sequences."""
@@ -121,6 +129,29 @@ class Group:
         return latest.x
 
 
+Entering: TypeAlias = Callable[[Sequence[tuple[Feed, int]]], np.ndarray]
+"""(feeds, each with the number of one of its tokens) -> (tokens, width): what goes into the first layer, or
+into the stem where there is one."""
+
+
+def embedded(runner: Runner) -> Entering:
+    """Rows of the embedding: what goes into the first stage."""
+    embedding = runner.embedding
+    assert embedding is not None  # which the first stage has
+    return lambda tokens: embedding.rows([feed.ids[i] for feed, i in tokens])
+
+
+def received(feeds: Sequence[Feed], x: Shaped[np.ndarray, "tokens hidden"]) -> Entering:
+    """What the stage before gave for the tokens of all feeds, one feed's after the other's."""
+    first = dict(zip((feed.row for feed in feeds), before(feeds), strict=True))
+    return lambda tokens: x[[first[feed.row] + i for feed, i in tokens]]
+
+
+def before(feeds: Sequence[Feed]) -> list[int]:
+    """Of each feed, how many tokens those before it have."""
+    return [0, *itertools.accumulate(len(feed.ids) for feed in feeds)][: len(feeds)]
+
+
 def advance(runner: Runner, caches: Caches, feeds: Sequence[Feed]) -> Float[np.ndarray, "feeds vocabulary"]:
     """Passes the next tokens of some sequences through the model: float32 logits after the last of each.
 
@@ -128,11 +159,32 @@ def advance(runner: Runner, caches: Caches, feeds: Sequence[Feed]) -> Float[np.n
     micro-batch passes through it: single tokens of all its rows together, longer pieces one after another in
     chunks. Raises InvalidInputError for a feed without ids, or with more than the context holds.
     """
+    return advance_stage(runner, caches, feeds, embedded(runner))
+
+
+def advance_stage(
+    runner: Runner, caches: Caches, feeds: Sequence[Feed], entering: Entering
+) -> Shaped[np.ndarray, "results width"]:
+    """`advance` through the layers that are here: from the last stage (feeds, vocabulary) float32 logits,
+    from any other x of the tokens of all feeds for the next one, (tokens, hidden) in the model's dtype."""
     for feed in feeds:
         check_length(runner, feed.start, len(feed.ids))
     numbers = sorted({feed.row // caches.rows for feed in feeds})
-    groups = [_group(runner, number, feeds, caches.rows) for number in numbers]
-    places = [(layer, number) for layer in range(runner.layers) for number in numbers]
+    groups = [_group(runner, number, feeds, caches.rows, entering) for number in numbers]
+    logits = _run(runner, caches, groups)
+    if not runner.shape.here.last:
+        return _leaving(feeds, {group.number: group for group in groups}, caches.rows)
+    wide = {
+        number: np.concatenate([np.asarray(block)[:, 0] for block in blocks], axis=1)
+        for number, *blocks in zip(numbers, *runner.devices.wait(logits), strict=True)
+    }
+    rows = [wide[feed.row // caches.rows][feed.row % caches.rows] for feed in feeds]
+    return np.stack(rows)[:, : runner.decoder.config.vocabulary_size]
+
+
+def _run(runner: Runner, caches: Caches, groups: Sequence[Group]) -> list[list[jax.Array]]:
+    """Groups through all records that are here, in place: for every block of the head, logits of each."""
+    places = [(layer, group.number) for layer in range(runner.layers) for group in groups]
     following = dict(itertools.pairwise(places))
     last: list[jax.Array] = []
     logits: list[list[jax.Array]] = []
@@ -158,23 +210,38 @@ def advance(runner: Runner, caches: Caches, feeds: Sequence[Feed]) -> Float[np.n
         return logits[-1]
 
     runner.executor.run(step)
-    wide = {
-        number: np.concatenate([np.asarray(block)[:, 0] for block in blocks], axis=1)
-        for number, *blocks in zip(numbers, *runner.devices.wait(logits), strict=True)
+    return logits
+
+
+def _leaving(
+    feeds: Sequence[Feed], groups: Mapping[int, Group], rows: int
+) -> Shaped[np.ndarray, "tokens hidden"]:
+    """x of the tokens of all feeds, one feed's after the other's."""
+    singles = {
+        number: np.asarray(group.singles.x) for number, group in groups.items() if group.singles is not None
     }
-    rows = [wide[feed.row // caches.rows][feed.row % caches.rows] for feed in feeds]
-    return np.stack(rows)[:, : runner.embedding.vocabulary]
+    own = []
+    for feed in feeds:
+        number, row = divmod(feed.row, rows)
+        prompt = groups[number].prompts.get(row)
+        own.append(singles[number][row] if prompt is None else leaving(prompt))
+    return np.concatenate(own)
 
 
-def _group(runner: Runner, number: int, feeds: Sequence[Feed], rows: int) -> Group:
+def leaving(chunks: Sequence[Chunk]) -> Shaped[np.ndarray, "tokens hidden"]:
+    """x of the tokens of some prompts, on the host, without padding."""
+    return np.concatenate([np.asarray(chunk.x)[0, : chunk.length] for chunk in chunks])
+
+
+def _group(runner: Runner, number: int, feeds: Sequence[Feed], rows: int, entering: Entering) -> Group:
     """The feeds of a micro-batch, ready for the first layer."""
     own = {feed.row % rows: feed for feed in feeds if feed.row // rows == number}
     prompts = {
-        row: embed(runner, feed.ids, feed.start, chunk=chunk_for(len(feed.ids)))
+        row: chunks_of(runner, feed, entering, chunk=chunk_for(len(feed.ids)))
         for row, feed in own.items()
         if len(feed.ids) > 1
     }
-    return Group(number, _embed_singles(runner, own, rows), prompts)
+    return Group(number, _singles(runner, own, rows, entering), prompts)
 
 
 def _apply_to_group(runner: Runner, record: Record, group: Group, cache: KVCache) -> KVCache:
@@ -203,41 +270,45 @@ def _last(runner: Runner, group: Group, rows: int) -> jax.Array:
     return x
 
 
-def _embed_singles(runner: Runner, feeds: Mapping[int, Feed], rows: int) -> Chunk | None:
+def _singles(runner: Runner, feeds: Mapping[int, Feed], rows: int, entering: Entering) -> Chunk | None:
     """The feeds of one token, by row, as x (rows, 1, hidden); None if there are none.
 
     Other rows take part with a token that nobody looks at. It is written where the chunks of a row's prompt
     overwrite it, or into a row that is not fed.
     """
-    if all(len(feed.ids) > 1 for feed in feeds.values()):
+    single = {row: feed for row, feed in feeds.items() if len(feed.ids) == 1}
+    if not single:
         return None
-    tokens, starts = [0] * rows, np.zeros(rows, np.int32)
+    own = entering([(feed, 0) for feed in single.values()])
+    values, starts = np.zeros((rows, 1, own.shape[1]), own.dtype), np.zeros(rows, np.int32)
+    values[list(single), 0] = own
     for row, feed in feeds.items():
-        tokens[row], starts[row] = feed.ids[0], feed.start
-    values = runner.embedding.rows(tokens)[:, None]
+        starts[row] = feed.start
     return _enter(runner, values, starts, 1)
 
 
-def embed(runner: Runner, ids: Sequence[int], start: int, *, chunk: int = CHUNK) -> list[Chunk]:
+def chunks_of(runner: Runner, feed: Feed, entering: Entering, *, chunk: int = CHUNK) -> list[Chunk]:
     """The tokens of one sequence in chunks of one shape, the last one padded: so it is compiled once.
 
     A chunk is written to the cache as a whole: where that has no room for the padding, tokens go one by one.
     """
     chunks = []
     first = 0
-    while first < len(ids):
-        size = chunk if start + first + chunk <= runner.shape.capacity else 1
-        piece = ids[first : first + size]
-        width = runner.decoder.config.embedding_size
-        values = np.zeros((1, size, width), dtype_from_name(runner.shape.dtype))
-        values[0, : len(piece)] = runner.embedding.rows(piece)
-        chunks.append(_enter(runner, values, np.array([start + first], np.int32), len(piece)))
+    while first < len(feed.ids):
+        size = chunk if feed.start + first + chunk <= runner.shape.capacity else 1
+        length = min(size, len(feed.ids) - first)
+        own = entering([(feed, first + i) for i in range(length)])
+        values = np.zeros((1, size, own.shape[1]), own.dtype)
+        values[0, :length] = own
+        chunks.append(_enter(runner, values, np.array([feed.start + first], np.int32), length))
         first += size
     return chunks
 
 
 def _enter(runner: Runner, values: np.ndarray, starts: np.ndarray, length: int) -> Chunk:
     positions = runner.devices.everywhere(starts)
+    if not runner.shape.here.first:  # every process has all of what the stage before gave
+        return Chunk(runner.devices.everywhere(values), positions, length)
     if runner.devices.several_processes:  # each has read the rows that are in its parts
         summands = runner.devices.summands(values)
         embedded = runner.devices.wait(steps.sum_step(summands, mesh=runner.devices.mesh))

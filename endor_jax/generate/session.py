@@ -8,9 +8,9 @@ from typing import Any
 
 from endor_jax.errors import InvalidInputError, StreamError
 from endor_jax.generate.continuation import Continuation, Token, Wishes, agree_on, wishes_for
-from endor_jax.generate.runner import Runner, advance
+from endor_jax.generate.pipeline import Pass, Pipeline, meter_of, run_pass
 from endor_jax.generate.sampling import Sampler
-from endor_jax.generate.statistics import Meter, Statistics
+from endor_jax.generate.statistics import Statistics
 from endor_jax.text import Tokenizer, render
 
 
@@ -22,9 +22,9 @@ class Session:
     statistics: of the latest generation.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer | None):
-        self._runner, self._tokenizer = runner, tokenizer
-        self._caches = runner.new_caches()
+    def __init__(self, pipeline: Pipeline, tokenizer: Tokenizer | None):
+        self._pipeline, self._tokenizer = pipeline, tokenizer
+        self._caches = pipeline.new_caches()
         self._held: list[int] = []
         self._turn = 0
         self.messages: list[dict[str, str]] = []
@@ -33,7 +33,7 @@ class Session:
     @property
     def room(self) -> int:
         """Tokens that a conversation can have in all."""
-        return self._runner.shape.context
+        return self._pipeline.shape.context
 
     def reply(
         self,
@@ -67,8 +67,8 @@ class Session:
         Raises InvalidInputError if they exceed the context, StreamError when a generation is resumed after
         another one was begun in this session.
         """
-        check_room(self._runner, len(ids), wishes.max_tokens)
-        agree_on(self._runner, [ids], wishes)
+        check_room(self._pipeline, len(ids), wishes.max_tokens)
+        agree_on(self._pipeline.runner, [ids], wishes)
         self._turn += 1
         return self._generate(list(ids), wishes, self._turn)
 
@@ -76,7 +76,7 @@ class Session:
         # The last token always passes: its logits are what is wanted.
         cached = min(_common(self._held, ids), len(ids) - 1)
         sequence = Continuation(self._tokenizer, ids, wishes=wishes, held=cached)
-        meter = Meter(self._runner.executor, self._runner.devices.first)
+        meter = meter_of(self._pipeline)
         while sequence.finish_reason is None:
             if turn != self._turn:
                 raise StreamError(
@@ -88,7 +88,7 @@ class Session:
             clock = time.perf_counter()
             del self._held[sequence.held :]  # a pass that fails half-way leaves nothing usable behind it
             feed = sequence.feed(row=0)
-            logits = advance(self._runner, self._caches, [feed])
+            logits = run_pass(self._pipeline, Pass(self._caches, [feed]))
             self._held += feed.ids
             try:
                 token = sequence.accept(logits[0])
@@ -119,9 +119,9 @@ def chat_ids(tokenizer: Tokenizer | None, messages: Sequence[Mapping[str, Any]])
     return tokenizer.encode(render(tokenizer, messages), add_special=False)
 
 
-def check_room(runner: Runner, prompt_tokens: int, max_tokens: int) -> None:
+def check_room(pipeline: Pipeline, prompt_tokens: int, max_tokens: int) -> None:
     """Raises InvalidInputError unless a prompt and what is to follow it fit into the context."""
-    room = runner.shape.context
+    room = pipeline.shape.context
     if prompt_tokens + max_tokens > room:
         raise InvalidInputError(
             "generation",

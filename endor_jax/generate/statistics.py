@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from endor_jax.memory import peak_host_bytes
@@ -92,16 +94,33 @@ class Statistics:
 
 
 class Meter:
-    """Adds up the passes of a generation; `statistics` at any moment."""
+    """Adds up the passes of a generation; `statistics` at any moment.
 
-    def __init__(self, executor: Executor, device: Device):
-        self._executor, self._device = executor, device
-        self._before = executor.bytes_read, executor.bytes_transferred
+    executors: of the stages of a pipeline that are in this process; then passes are its ticks. device: one
+    whose allocator is asked. compiling: passes without a prompt of which the times do not count.
+    """
+
+    def __init__(self, executors: Sequence[Executor], device: Device, *, compiling: int = 1):
+        self._executors, self._device = tuple(executors), device
+        self._before = self._moved
         self._prompt = self._cached = self._generated = self._timed = 0
         self._prompt_seconds = self._seconds = 0.0
-        self._compiled = False
+        self._compiling = compiling
         self._stages = Stages()
-        self._latest = executor.stages
+        self._latest = self._now
+
+    @property
+    def _moved(self) -> tuple[int, int]:
+        """Bytes read and transferred by all executors."""
+        return (
+            sum(executor.bytes_read for executor in self._executors),
+            sum(executor.bytes_transferred for executor in self._executors),
+        )
+
+    @property
+    def _now(self) -> Stages:
+        """What the stages of all executors have done so far."""
+        return functools.reduce(_sum, (executor.stages for executor in self._executors))
 
     def prompt_pass(self, prompt: int, tokens: int, seconds: float, *, cached: int = 0) -> None:
         """A pass with prompts of `prompt` tokens, of which `cached` were there; it gave `tokens` new ones."""
@@ -109,18 +128,18 @@ class Meter:
         self._cached += cached
         self._prompt_seconds += seconds
         self._generated += tokens
-        self._latest = self._executor.stages
+        self._latest = self._now
 
     def token_pass(self, tokens: int, seconds: float) -> None:
         """A pass in which every sequence went on by one token."""
         self._generated += tokens
-        before, self._latest = self._latest, self._executor.stages
-        if self._compiled:
-            self._timed += tokens
-            self._seconds += seconds
-            own = self._latest - before
-            self._stages = Stages(*(a + b for a, b in zip(astuple(self._stages), astuple(own), strict=True)))
-        self._compiled = True
+        before, self._latest = self._latest, self._now
+        if self._compiling:
+            self._compiling -= 1
+            return
+        self._timed += tokens
+        self._seconds += seconds
+        self._stages = _sum(self._stages, self._latest - before)
 
     @property
     def statistics(self) -> Statistics:
@@ -133,11 +152,15 @@ class Meter:
             timed_tokens=self._timed,
             generation_seconds=self._seconds,
             stages=self._stages,
-            bytes_read=self._executor.bytes_read - self._before[0],
-            bytes_transferred=self._executor.bytes_transferred - self._before[1],
+            bytes_read=self._moved[0] - self._before[0],
+            bytes_transferred=self._moved[1] - self._before[1],
             peak_host_bytes=peak_host_bytes(),
             peak_device_bytes=peak_device_bytes(self._device),
         )
+
+
+def _sum(one: Stages, other: Stages) -> Stages:
+    return Stages(*(a + b for a, b in zip(astuple(one), astuple(other), strict=True)))
 
 
 def peak_device_bytes(device: Device) -> int | None:

@@ -8,7 +8,7 @@ weight ever passes from one to another.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -130,15 +130,55 @@ def first_devices(count: int) -> Mesh:
     return Mesh(np.array(devices[:count]), ("model",))
 
 
+def first_stages(stages: int, devices: int) -> Mesh:
+    """A mesh of the first devices of all processes, in so many pipeline stages of so many `devices` each.
+
+    Raises OptionError if there are fewer.
+    """
+    there = jax.devices()
+    if stages < 1 or devices < 1 or stages * devices > len(there):
+        raise OptionError(
+            "pipeline parallelism",
+            got=f"{stages} stages of {devices} devices",
+            expected=f"at most {len(there)} devices in all, which is what JAX sees here",
+            fix="ask for fewer, or join more processes",
+        )
+    return Mesh(np.array(there[: stages * devices]).reshape(stages, devices), ("stage", "model"))
+
+
+def stages_over(mesh: Mesh, *, peers: Peers | None = None) -> dict[int, Devices]:
+    """The devices of each pipeline stage that has some of this process, by the stage's number.
+
+    mesh: of one axis, for a single stage, or of two: stages, and the devices that share the layers of each.
+    Raises InvalidInputError for any other, and for one without a device of this process.
+    """
+    if len(mesh.axis_names) != 2:
+        return {0: over_mesh(mesh, peers=peers)}
+    process = jax.process_index()
+    staged = {
+        number: over_mesh(Mesh(row, mesh.axis_names[1:]), peers=peers)
+        for number, row in enumerate(mesh.devices)
+        if any(device.process_index == process for device in row)
+    }
+    if not staged:
+        raise _no_mesh(mesh, own=0)
+    # Of a single device no array has to be spread: then a stage computes as one device alone does.
+    return {number: replace(each, mesh=None) if each.count == 1 else each for number, each in staged.items()}
+
+
 def over_mesh(mesh: Mesh, *, peers: Peers | None = None) -> Devices:
     """The devices of a mesh. Raises InvalidInputError unless it has one axis, and devices of this process."""
     process = jax.process_index()
     own = tuple(device for device in mesh.devices.flat if device.process_index == process)
     if len(mesh.axis_names) != 1 or not own:
-        raise InvalidInputError(
-            "mesh",
-            got=f"axes {dict(mesh.shape)} with {len(own)} devices of this process",
-            expected="one axis, and at least one device of every process that loads the model",
-            fix='make it with jax.make_mesh((N,), ("model",))',
-        )
+        raise _no_mesh(mesh, own=len(own))
     return Devices(own, mesh, peers)
+
+
+def _no_mesh(mesh: Mesh, *, own: int) -> InvalidInputError:
+    return InvalidInputError(
+        "mesh",
+        got=f"axes {dict(mesh.shape)} with {own} devices of this process",
+        expected="one axis (two for a pipeline), and devices of every process that loads the model",
+        fix='make it with jax.make_mesh((N,), ("model",))',
+    )

@@ -211,10 +211,10 @@ def test_one_pass_over_the_layers_for_all_blocks_of_a_batch(checkpoint):
     read = []
     for batch in (1, 5):
         with endor.load(checkpoint, context=128, batch=batch) as model:
-            before = model._runner.executor.bytes_transferred
+            before = model._pipeline.runner.executor.bytes_transferred
             perplexity(model, ids, sequence_length=128)
             per_pass = model.plan.transferred_bytes_per_pass
-            read.append((model._runner.executor.bytes_transferred - before, per_pass))
+            read.append((model._pipeline.runner.executor.bytes_transferred - before, per_pass))
     assert [moved for moved, _ in read] == [5 * read[0][1], read[1][1]]
 
 

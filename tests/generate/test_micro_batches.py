@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import endor_jax as endor
 from endor_jax.errors import DoesNotFitError, OptionError
 from endor_jax.generate.caches import ON_DEVICE, Caches
+from endor_jax.generate.pipeline import Pipeline
 from endor_jax.generate.placement import (
     CHUNK,
     MOST_ROWS,
@@ -74,7 +75,7 @@ def test_a_micro_batch_is_what_its_rows_are_by_themselves(tiny_checkpoints, micr
     with endor.load(
         tiny_checkpoints["llama"], context=CONTEXT, batch=len(own), micro_batch=micro_batch
     ) as model:
-        runner = model._runner
+        runner = model._pipeline.runner
         together = logits_of(runner, own)
         count, rows = micro_batches_for(len(own), micro_batch)
         assert runner.new_caches(len(own)).rows == rows
@@ -92,7 +93,7 @@ def test_prompts_do_not_depend_on_the_rows_of_a_micro_batch(tiny_checkpoints):
         with endor.load(
             tiny_checkpoints["opt"], context=CONTEXT, batch=len(LENGTHS), micro_batch=micro_batch
         ) as model:
-            made.append(logits_of(model._runner, prompts(), passes=0))
+            made.append(logits_of(model._pipeline.runner, prompts(), passes=0))
     for other in made[1:]:
         check_bits(other, made[0])
 
@@ -102,9 +103,9 @@ def test_caches_that_wait_in_host_memory_change_no_bit(tiny_checkpoints, name, m
     with endor.load(
         tiny_checkpoints[name], context=CONTEXT, batch=len(LENGTHS), micro_batch=micro_batch
     ) as model:
-        assert model._runner.shape.cache_tier == "device"
-        expected = logits_of(with_tier(model._runner, "device"), prompts())
-        check_bits(logits_of(with_tier(model._runner, "host"), prompts()), expected)
+        assert model._pipeline.runner.shape.cache_tier == "device"
+        expected = logits_of(with_tier(model._pipeline.runner, "device"), prompts())
+        check_bits(logits_of(with_tier(model._pipeline.runner, "host"), prompts()), expected)
 
 
 def test_streamed_with_caches_in_host_memory_it_is_the_same(tiny_checkpoints):
@@ -118,7 +119,7 @@ def test_streamed_with_caches_in_host_memory_it_is_the_same(tiny_checkpoints):
     }
     with endor.load(path, context=CONTEXT, batch=len(LENGTHS), micro_batch=2, **budgets) as model:
         assert model.plan.count("disk") == len(model.plan.tiers)
-        model._runner = with_tier(model._runner, "host")
+        model._pipeline = Pipeline({0: with_tier(model._pipeline.runner, "host")})
         done = dict(model.complete_batch(prompts(), max_tokens=6))
         session = [token.id for token in model.generate(prompts()[0], max_tokens=6)]
     assert {i: c.token_ids for i, c in done.items()} == {i: c.token_ids for i, c in expected.items()}
@@ -140,7 +141,7 @@ def test_few_caches_are_on_the_device_at_once(tiny_checkpoints, monkeypatch):
 
     monkeypatch.setattr(Caches, "take", counted)
     with endor.load(tiny_checkpoints["llama"], context=CONTEXT, batch=6, micro_batch=2) as model:
-        logits_of(with_tier(model._runner, "host"), prompts())
+        logits_of(with_tier(model._pipeline.runner, "host"), prompts())
     # Keys and values. Nine layers of three micro-batches.
     assert 2 * 2 <= most <= 2 * ON_DEVICE
     assert max(waiting) <= 2 * (9 * 3 + ON_DEVICE)

@@ -69,7 +69,7 @@ def test_bytes_read_do_not_depend_on_the_prompt(tiny_checkpoints, name, tier):
 def test_scoring_takes_a_pass_per_context_full_of_tokens(llama):
     device, host = budgets_of_tiers(llama, context=CONTEXT)["disk"]
     with endor.load(llama, context=CONTEXT, device_memory=device, host_memory=host) as model:
-        executor = model._runner.executor
+        executor = model._pipeline.runner.executor
         # The cache has 384 positions: three chunks of 128.
         for shape, passes in (((1, 1), 1), ((3, 5), 1), ((4, 128), 2), ((1, 290), 1), ((2, 290), 2)):
             before = executor.bytes_read

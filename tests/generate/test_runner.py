@@ -18,11 +18,11 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 
 def caches(model, sequences=1):
-    return model._runner.new_caches(sequences)
+    return model._pipeline.runner.new_caches(sequences)
 
 
 def advanced(model, state, tokens, *, start):
-    return advance(model._runner, state, [Feed(0, tokens, start)])[0]
+    return advance(model._pipeline.runner, state, [Feed(0, tokens, start)])[0]
 
 
 @pytest.fixture(scope="module", params=["llama", "untied", "opt"])

@@ -19,6 +19,7 @@ from endor_jax import models
 from endor_jax.cli.main import app
 from endor_jax.errors import InvalidInputError, OptionError
 from endor_jax.generate.loading import make_runner
+from endor_jax.generate.pipeline import Pipeline
 from endor_jax.generate.placement import geometry
 from endor_jax.generate.runner import Feed, advance
 from endor_jax.generate.scoring import score
@@ -147,12 +148,12 @@ def test_the_tier_never_changes_the_arithmetic(model: tuple[Path, Path], tier: T
         shape = replace(geometry(decoder.config, "float32", 128, devices=4), cache_tier="device")
         placed = replace(plan, tiers=(tier,) * len(plan.tiers))
         runner = make_runner(checkpoint, decoder, shape, plan=placed, devices=devices)
-        np.testing.assert_array_equal(score(runner, IDS.tolist()), expected)
-        np.testing.assert_array_equal(score(runner, IDS.tolist()), expected)
+        pipeline = Pipeline({0: runner})
+        np.testing.assert_array_equal(score(pipeline, IDS.tolist()), expected)
+        np.testing.assert_array_equal(score(pipeline, IDS.tolist()), expected)
         moved = 1 if tier == "device" else 4  # each sequence has a pass of its own
         assert runner.executor.bytes_transferred == moved * sum(4 * d.buffer_bytes for d in placed.demands)
-        runner.executor.close()
-        runner.embedding.close()
+        runner.close()
 
 
 @pytest.mark.parametrize("model", ["opt"], indirect=True)

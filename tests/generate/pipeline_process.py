@@ -1,0 +1,40 @@
+"""One of two processes of a pipeline: says as JSON what it generated, scored and read.
+
+Its one argument is JSON: port of the coordinator, index, path, context, prompts, most new tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+import endor_jax as endor
+from endor_jax.streaming.devices import first_stages
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{options['port']}", 2, options["index"])
+    read: set[str] = set()
+    ordinary = endor.Checkpoint.read_part
+
+    def noted(self: endor.Checkpoint, part, *, into: np.ndarray) -> None:
+        read.add(part.path)
+        ordinary(self, part, into=into)
+
+    endor.Checkpoint.read_part = noted
+    prompts = options["prompts"]
+    with endor.load(options["path"], context=options["context"], batch=4, mesh=first_stages(2, 1)) as model:
+        done = dict(model.complete_batch(prompts, max_tokens=options["most"]))
+        losses = [each.tolist() for each in model.losses(prompts[2:4])]
+    answers = [[each.token_ids, each.finish_reason] for _, each in sorted(done.items())]
+    said = {"answers": answers, "losses": losses, "read": sorted(read), "stages": list(model.plans)}
+    sys.stdout.write(f"\n{json.dumps(said)}\n")
+
+
+if __name__ == "__main__":
+    main()
