@@ -51,8 +51,9 @@ def reshard(
         progress or (lambda what, done, total: None),
         local_path(destination, "destination of reshard"),
     )
-    with Checkpoint(checkpoint) as opened:
-        check_apart(local_path(checkpoint, "source"), target)
+    source = local_path(checkpoint, "source")
+    with Checkpoint(source) as opened:
+        check_apart(source, target)
         check_destination(target, resume=resume)
         manifest = opened.manifest
         layouts = _layouts(manifest, shards)
@@ -67,7 +68,7 @@ def reshard(
             _write_records(opened, writer, layouts, report)
             how = {
                 "by": f"endor_jax {VERSION}",
-                "source": str(local_path(opened.path, "source").resolve()),
+                "source": str(source.resolve()),
                 "shards": shards,
             }
             return writer.finish(model=manifest.model, made=manifest.made | {"resharded": how})
