@@ -41,12 +41,12 @@ MODELS = {
     "llama": LLAMA | ENDS | {"num_hidden_layers": 5, "vocab_size": 317},
     "opt": OPT_350M | ENDS | {"num_hidden_layers": 3},
 }
-CASES = [("llama", 2, 1, 4), ("llama", 2, 2, 5), ("opt", 3, 1, 3)]
+CASES = [("llama", 2, 1, 4), ("llama", 2, 2, 4), ("opt", 3, 1, 3)]
 """Model, stages, devices of each, sequences at once."""
 if os.environ.get("ENDOR_TEST_PIPELINES") == "all":
     CASES = [(name, s, n, b) for name in MODELS for s in (2, 3) for n in (1, 2) for b in (1, 4, 9)]
 CONTEXT = 256
-LENGTHS = (1, 5, 130, 17, 2, 40, 7)
+LENGTHS = (1, 5, 130, 2, 7)
 MOST = 6
 
 
@@ -75,7 +75,7 @@ def alone(path: Path) -> tuple[dict[int, tuple[list[int], str | None]], np.ndarr
     with endor.load(path, context=CONTEXT, batch=4) as model:
         found = answers(model)
         assert {reason for _, reason in found.values()} == {"end", "length"}
-        return found, model.logits([prompts()[5]] * 2), model.losses(prompts()[2:4])
+        return found, model.logits([prompts()[1]] * 2), model.losses(prompts()[2:4])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_it_gives_what_one_device_gives(path: Path, alone, stages: int, devices:
     with endor.load(path, context=CONTEXT, batch=batch, mesh=mesh) as model:
         assert model.stages == stages
         assert answers(model) == alone[0]
-        logits, losses = model.logits([prompts()[5]] * 2), model.losses(prompts()[2:4])
+        logits, losses = model.logits([prompts()[1]] * 2), model.losses(prompts()[2:4])
         ids = [token.id for token in model.generate(prompts()[1], max_tokens=MOST)]
     assert ids == alone[0][1][0]
     if devices == 1:  # what is computed on one device is the same to the bit
@@ -197,7 +197,17 @@ def test_every_stage_works_on_another_lane_in_the_same_tick(path: Path, ticks) -
 def test_the_command_makes_a_pipeline(path: Path) -> None:
     outputs = []
     for options in ([], ["--pipeline-parallel", "2", "--tensor-parallel", "2"]):
-        command = ["generate", str(path), "-p", "Once", "--max-tokens", "4", "--context", "128", "--json"]
+        command = [
+            "generate",
+            str(path),
+            "-p",
+            "Once",
+            "--max-tokens",
+            "4",
+            "--context",
+            str(CONTEXT),
+            "--json",
+        ]
         done = CliRunner().invoke(app, [*command, *options])
         assert done.exit_code == 0, done.output
         outputs.append(json.loads(done.stdout))

@@ -210,6 +210,5 @@ def test_caches_that_wait_in_host_memory_are_spread_too(model: tuple[Path, Path]
             own = decoder.config.head_dim * 128 * kept.dtype.itemsize
             assert [shard.data.nbytes for shard in kept.addressable_shards] == [own] * 4
             assert (kept.sharding.memory_kind == "pinned_host") == (tier == "host")
-            runner.executor.close()
-            runner.embedding.close()
+            runner.close()
     np.testing.assert_array_equal(given[0], given[1])
