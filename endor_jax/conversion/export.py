@@ -12,6 +12,7 @@ from endor_jax.conversion.export_sparse_bitmask import write_sparse_bitmask
 from endor_jax.conversion.paths import check_apart
 from endor_jax.conversion.survey import Progress
 from endor_jax.errors import OptionError
+from endor_jax.location import local_path
 from endor_jax.sources.safetensors_writer import write_safetensors
 from endor_jax.store.reader import Checkpoint
 
@@ -48,9 +49,10 @@ def export(
             "export: to", got=repr(to), expected=f"one of {', '.join(FORMATS)}", fix="choose one"
         )
     report = progress or (lambda what, done, total: None)
+    target = local_path(destination, "destination of export")
     with Checkpoint(checkpoint) as opened:
         model = export_model(opened, report)
-        target = Path(destination)
-        check_apart(Path(checkpoint), target)
+        if isinstance(opened.path, Path):
+            check_apart(opened.path, target)
         FORMATS[to](model, target)
         return target

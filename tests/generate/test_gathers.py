@@ -54,7 +54,7 @@ def exchanged(closed: Any) -> Iterator[int]:
 def test_gathers_are_those_of_the_traced_steps(model: Path, devices: int) -> None:
     mesh, rows = first_devices(devices), 3
     with endor.load(model, context=64, mesh=mesh) as loaded:
-        runner = loaded._runner
+        runner = loaded._pipeline.runner
         records, held = runner.executor._records, runner.executor._resident
         layer, head = (steps.Record(held[i], records[i].layout) for i in (0, len(records) - 1))
         config = runner.shape.config

@@ -42,9 +42,9 @@ def test_sequences_that_have_no_scores(model, ids, message):
 def test_short_sequences_go_in_short_chunks_whatever_shares_their_pass(model, monkeypatch):
     from endor_jax.generate import scoring
 
-    sizes, inner = [], scoring.embed
+    sizes, inner = [], scoring.chunks_of
     monkeypatch.setattr(
-        scoring, "embed", lambda *a, **named: sizes.append(named["chunk"]) or inner(*a, **named)
+        scoring, "chunks_of", lambda *a, **named: sizes.append(named["chunk"]) or inner(*a, **named)
     )
     sequences = [(np.arange(length) % 320).tolist() for length in (20, 60, 128)]
     together = model.token_scores(sequences)

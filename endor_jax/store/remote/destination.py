@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from endor_jax.errors import DestinationBusyError, DestinationExistsError
+from endor_jax.errors import (
+    CorruptCheckpointError,
+    DestinationBusyError,
+    DestinationExistsError,
+    IncompleteCheckpointError,
+)
 from endor_jax.location import ObjectPath
-from endor_jax.store.digest import digest_bytes
+from endor_jax.store.digest import digest_bytes, digest_chunks
 from endor_jax.store.finished import FinishedPart
 from endor_jax.store.manifest import JOURNAL_FILE, MANIFEST_FILE, PARTS, Manifest, Part, manifest_bytes
-from endor_jax.store.part import DATA_FILE, METADATA_FILE, metadata_of
+from endor_jax.store.part import DATA_FILE, METADATA_FILE, file_bytes, metadata_of
 from endor_jax.store.remote.journal import ObjectJournal, peek_objects
 from endor_jax.store.remote.objects import ABSENT, Objects
 from endor_jax.store.shard import rest_of_shard
@@ -86,17 +91,31 @@ class ObjectDestination:
         """Whether every byte of a part is what the journal says."""
         part = finished.part
         metadata = self.objects.get(f"{part.path}/{METADATA_FILE}")
-        data = self.objects.get(f"{part.path}/{DATA_FILE}")
-        if metadata is None or data is None or digest_bytes(metadata.data) != finished.metadata:
+        if metadata is None or digest_bytes(metadata.data) != finished.metadata:
             return False
-        own, rest = data.data[: part.length_bytes], data.data[part.length_bytes :]
-        pieces = range(0, len(own), part.chunk_bytes)
-        digests = tuple(digest_bytes(own[i : i + part.chunk_bytes]) for i in pieces)
-        return digests == part.digests and digest_bytes(rest) == finished.rest
+        name, data = f"{part.path}/{DATA_FILE}", np.empty(file_bytes(part.length_bytes), np.uint8)
+        try:
+            self.objects.check_lengths({name: data.shape[0]})
+            # By ranges: of a large object no single answer could be waited for.
+            self.objects.read_into(name, data)
+        except (IncompleteCheckpointError, CorruptCheckpointError):
+            return False
+        own, rest = data[: part.length_bytes], data[part.length_bytes :]
+        return digest_chunks(own, part.chunk_bytes) == part.digests and digest_bytes(rest) == finished.rest
 
     def read_part(self, part: Part, into: np.ndarray) -> None:
-        """Reads a part back."""
-        self.objects.read_into(f"{part.path}/{DATA_FILE}", into)
+        """Reads a part back, whose bytes a network may have changed since it was found sound: they are
+        compared, and once read again. Raises CorruptCheckpointError."""
+        for _ in range(2):
+            self.objects.read_into(f"{part.path}/{DATA_FILE}", into)
+            if digest_chunks(into, part.chunk_bytes) == part.digests:
+                return
+        raise CorruptCheckpointError(
+            f"part {self.path / part.path}",
+            got="other bytes, twice, than the journal has digests of",
+            expected="what was written",
+            fix="run the same command again: damaged parts are written anew",
+        )
 
     def write_file(self, name: str, data: bytes) -> None:
         """Writes one of the other files."""

@@ -41,7 +41,12 @@ class ObjectJournal:
         self._lines = [to_line(line) for line in lines]
         self.locked = True
         # The token, so that no two writers ever store the same bytes: a store tells them apart by a digest.
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "token": uuid.uuid4().hex,
+        }
         self._write(owner=True)
 
     @property
@@ -107,7 +112,8 @@ def _read(objects: Objects) -> tuple[list[Entry], Mapping[str, Any] | None, byte
 
 
 def _lives(owner: Mapping[str, Any]) -> bool:
-    """Whether the writer is a process of this host that is still there."""
+    """Whether the writer is a process of this host that is still there, and no other with its number: in a
+    container that was started again, the first process has the number that the killed one had."""
     pid = owner.get("pid")
     if owner.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False
@@ -117,15 +123,27 @@ def _lives(owner: Mapping[str, Any]) -> bool:
         return False
     except PermissionError:
         return True
-    return not _is_zombie(pid)
+    return not _is_zombie(pid) and owner.get("started") in (None, _started(pid))
 
 
 def _is_zombie(pid: int) -> bool:
     """Whether a process has ended and nobody has asked how."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] == "Z"
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in ticks since this machine was; None where the system does not say."""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else None
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process (proc(5), /proc/pid/stat), from its state on."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _busy(objects: Objects, got: str) -> DestinationBusyError:

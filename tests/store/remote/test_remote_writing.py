@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 import endor_jax as endor
 from endor_jax.errors import (
+    CorruptCheckpointError,
     DestinationBusyError,
     DestinationExistsError,
     NotFoundError,
@@ -17,6 +20,7 @@ from endor_jax.errors import (
     StorageError,
 )
 from endor_jax.store.remote import journal
+from endor_jax.store.remote.destination import ObjectDestination
 from endor_jax.store.remote.objects import Objects
 from endor_jax.store.verify import verify
 from endor_jax.store.writer import CheckpointWriter
@@ -187,3 +191,39 @@ def test_sources_are_local(uploaded: str, tmp_path: Path) -> None:
 
     with pytest.raises(UnsupportedError, match=r"source s3://.*got a place in an object store"):
         endor.convert(uploaded, tmp_path / "x")
+
+
+def test_a_part_that_arrives_changed_when_it_is_read_back_is_read_again(
+    source: Path, empty: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """A resumed calibrated conversion computes with finished layers: what it reads must be what is stored."""
+    endor.convert(source, empty, **SETTINGS)
+    store = objects_at(empty)
+    name, flipped = next(each for each in store.names() if each.endswith("layers.0.0/c/0")), []
+
+    def flip(request: Request, found: bytes) -> bytes:
+        if name not in request.path or request.method != "GET" or len(flipped) == times:
+            return found
+        flipped.append(request)
+        return found[:-1000] + bytes([found[-1000] ^ 1]) + found[-999:]
+
+    with endor.open(empty) as opened:
+        part = opened.manifest.record("layers.0").parts[0]
+        words = np.empty(part.length_bytes, np.uint8)
+        opened.read_part(part, into=words)
+    place, got, times = ObjectDestination(store.root), np.empty(part.length_bytes, np.uint8), 1
+    proxy.answer = flip
+    place.read_part(part, got)
+    assert len(flipped) == 1
+    np.testing.assert_array_equal(got, words)
+    times = 10**9
+    with pytest.raises(CorruptCheckpointError, match=r"layers\.0\.0: got other bytes, twice"):
+        place.read_part(part, got)
+
+
+def test_a_writer_is_known_by_when_it_was_started_too() -> None:
+    """In a container that is started again, whoever goes on has the number of the one that was killed."""
+    own = {"host": socket.gethostname(), "pid": os.getpid()}
+    assert journal._lives({**own, "started": journal._started(os.getpid())})
+    assert not journal._lives({**own, "started": "1"})
+    assert not journal._lives({**own, "host": "elsewhere"})
