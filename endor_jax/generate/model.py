@@ -33,7 +33,7 @@ from endor_jax.store.manifest import to_json
 from endor_jax.store.reader import Checkpoint
 from endor_jax.store.remote.cache import PartCache
 from endor_jax.streaming.budget import default_device
-from endor_jax.streaming.devices import one_device, stages_over
+from endor_jax.streaming.devices import one_device, plain_mesh, stages_over
 from endor_jax.streaming.prediction import Prediction, predict
 from endor_jax.streaming.timeline import Timeline
 from endor_jax.text import Tokenizer, tokenizer_of
@@ -323,6 +323,15 @@ def load(
     Raises NotFoundError, CorruptCheckpointError, DoesNotFitError (with the smallest plan), InvalidInputError,
     StorageError for an object store that cannot be reached.
     """
+    if mesh is not None:
+        mesh = plain_mesh(mesh, peers=peers)
+    elif peers is not None:
+        raise InvalidInputError(
+            "peers",
+            got="no mesh with them",
+            expected="mesh=, of devices of all processes",
+            fix='make it with jax.make_mesh((N,), ("model",))',
+        )
     staged = {0: one_device(default_device())} if mesh is None else stages_over(mesh, peers=peers)
     checkpoint = Checkpoint(path, reader=reader, cache=cache)
     manifest = checkpoint.manifest
@@ -352,8 +361,6 @@ def load(
     # Those of parts are checked when the parts are read. What the manifest does not list means nothing.
     files = {name: checkpoint.read_file(name) for name in manifest.kept_files}
     tokenizer = tokenizer_of(files, checkpoint.path) if "tokenizer.json" in files else None
-    # A mesh of `jax.make_mesh` has explicit axes, which change what a step may do with its arrays.
-    over = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
-    exchange = None if over is None or count == 1 else Exchange(over, peers)
+    exchange = None if mesh is None or count == 1 else Exchange(mesh, peers)
     pipeline = make_pipeline(checkpoint, decoder, placed, exchange=exchange, timeline=timeline)
     return Model(checkpoint, pipeline, tokenizer, expected_peak_host_bytes=expected, prediction=prediction)

@@ -2,8 +2,7 @@
 
 Inside `jax.shard_map`. What a product gives is gathered, so x is the same everywhere; keys and values stay
 where their heads are (Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053, cuts every second matrix by
-columns and sums; here all are cut by rows, as parts are, so each output is summed on one device, in the order
-in which one device alone would sum it).
+columns and sums; here all are cut by rows, as parts are, so each output is summed on one device).
 """
 
 from __future__ import annotations

@@ -13,13 +13,15 @@ class Standing:
     """How far a process says it is. Seconds are this process's `time.monotonic`.
 
     moves: how many signs of progress it has given, each ended wait among them. waiting: whether it waits now.
-    heard_seconds: when it last said something. moved_seconds: when either of the first two last changed.
+    talking: whether for what the other processes say, and not for devices. heard_seconds: when it last said
+    something. moved_seconds: when any of the first three last changed.
     """
 
     heard_seconds: float
     moved_seconds: float
     moves: int = 0
     waiting: bool = False
+    talking: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class Failure:
         return PeerError(where, got=self.got, expected=self.expected, fix=self.fix)
 
 
-def said(before: Standing, moves: int, waiting: bool, *, now: float) -> Standing:
+def said(before: Standing, moves: int, waiting: bool, *, now: float, talking: bool = False) -> Standing:
     """The standing after a process has said how far it is, or another one has said so for it."""
-    moved = (moves, waiting) != (before.moves, before.waiting)
+    moved = (moves, waiting, talking) != (before.moves, before.waiting, before.talking)
     seconds = now if moved else before.moved_seconds
-    return replace(before, moved_seconds=seconds, moves=moves, waiting=waiting)
+    return replace(before, moved_seconds=seconds, moves=moves, waiting=waiting, talking=talking)
 
 
 def silent(standings: Mapping[int, Standing], *, now: float, timeout_seconds: float) -> Failure | None:
@@ -55,6 +57,24 @@ def silent(standings: Mapping[int, Standing], *, now: float, timeout_seconds: fl
                 fix="see whether it was stopped, or its machine or the network is down, and start all again",
             )
     return None
+
+
+SAME_CALLS = "let every process make the same calls, and take every generation to its end"
+
+
+def apart(standings: Mapping[int, Standing], *, now: float, timeout_seconds: float) -> Failure | None:
+    """Processes, this one among them, that all wait, too long, for different things: some for what others
+    say, at a call, the others for devices, inside one. None of them would ever come."""
+    talking = [process for process, each in sorted(standings.items()) if each.talking]
+    still = all(each.waiting and now - each.moved_seconds > timeout_seconds for each in standings.values())
+    if not still or not 0 < len(talking) < len(standings):
+        return None
+    return Failure(
+        talking[0],
+        got=f"a call, for {timeout_seconds:g} seconds, while others are still in the one before it",
+        expected="the same calls in all processes",
+        fix=SAME_CALLS,
+    )
 
 
 def behind(

@@ -16,7 +16,7 @@ from typing import Any
 
 from endor_jax.peers.ending import exit_code, leave
 from endor_jax.peers.line import Line, close_all
-from endor_jax.peers.standing import Failure, Standing, behind, said, silent
+from endor_jax.peers.standing import SAME_CALLS, Failure, Standing, apart, behind, said, silent
 
 MOST_BEAT_SECONDS = 1.0
 BEATS_PER_TIMEOUT = 20
@@ -40,7 +40,7 @@ class Watch:
         self.failure: Failure | None = None
         self._failed_at = 0.0
         self._lock = threading.Lock()
-        self._answers: dict[int, dict[int, str]] = {}
+        self._answers: dict[int, dict[int, Mapping[str, Any]]] = {}
         """Of process 0: what each process has said in a round of `exchange`."""
         self._agreed: dict[int, list[str]] = {}
         self._round = 0
@@ -50,9 +50,9 @@ class Watch:
         self._thread.start()
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around a wait for what other processes take part in."""
-        self._own = said(self._own, self._own.moves, True, now=time.monotonic())
+    def waiting(self, *, talking: bool = False) -> Iterator[None]:
+        """Around a wait for what other processes take part in. talking: for what they say."""
+        self._own = said(self._own, self._own.moves, True, now=time.monotonic(), talking=talking)
         try:
             yield
         finally:
@@ -70,7 +70,7 @@ class Watch:
         """
         self._round += 1
         message = {"kind": "say", "round": self._round, "process": self._index, "value": value, "last": last}
-        with self.waiting():
+        with self.waiting(talking=True):
             if self._index == 0:
                 self._hear_value(message)
             else:
@@ -146,10 +146,10 @@ class Watch:
     def _hear(self, process: int, message: Mapping[str, Any]) -> None:
         now = time.monotonic()
         if message["kind"] == "beat":
-            for name, (moves, waiting) in message["standings"].items():
+            for name, (moves, waiting, talking) in message["standings"].items():
                 if int(name) != self._index:
                     before = self._standings[int(name)]
-                    self._standings[int(name)] = said(before, moves, waiting, now=now)
+                    self._standings[int(name)] = said(before, moves, waiting, now=now, talking=talking)
         elif message["kind"] == "failure":
             self.fail(Failure(**message["failure"]))
         elif message["kind"] == "say":
@@ -157,26 +157,37 @@ class Watch:
         elif message["kind"] == "said":
             self._over = self._over or message["last"]
             self._agreed[message["round"]] = message["values"]
-        before = self._standings[process]
         self._standings[process] = replace(self._standings[process], heard_seconds=now)
 
     def _hear_value(self, message: Mapping[str, Any]) -> None:
         """Process 0: what a process has said in a round; when all have, they are told."""
         with self._lock:
             answers = self._answers.setdefault(message["round"], {})
-            answers[message["process"]] = message["value"]
+            answers[message["process"]] = message
             if len(answers) < self._processes:
                 return
-            values = [answers[i] for i in range(self._processes)]
             del self._answers[message["round"]]
-            self._over = self._over or message["last"]
+            values = [answers[i]["value"] for i in range(self._processes)]
+            done = [i for i, answer in sorted(answers.items()) if answer["last"]]
+            uneven = 0 < len(done) < self._processes
+            self._over = self._over or (message["last"] and not uneven)
+        if uneven:
+            self.fail(
+                Failure(
+                    done[0],
+                    got="the end of its work, while others go on",
+                    expected="the same calls in all processes",
+                    fix=SAME_CALLS,
+                )
+            )
+            return
         for process in list(self._lines):
             self._send(process, {**message, "kind": "said", "values": values})
         self._agreed[message["round"]] = values
 
     def _beat(self) -> None:
         known = {self._index: self._own} | (self._standings if self._index == 0 else {})
-        values = {str(i): (each.moves, each.waiting) for i, each in known.items()}
+        values = {str(i): (each.moves, each.waiting, each.talking) for i, each in known.items()}
         for process in list(self._lines):
             self._send(process, {"kind": "beat", "standings": values})
 
@@ -187,8 +198,11 @@ class Watch:
 
     def _judge(self, now: float) -> None:
         connected = {i: self._standings[i] for i in self._lines}
-        failure = silent(connected, now=now, timeout_seconds=self._timeout) or behind(
-            self._standings, self._own, now=now, timeout_seconds=self._timeout
+        limits = {"now": now, "timeout_seconds": self._timeout}
+        failure = (
+            silent(connected, **limits)
+            or behind(self._standings, self._own, **limits)
+            or apart({**self._standings, self._index: self._own}, **limits)
         )
         if failure is not None:
             self.fail(failure)

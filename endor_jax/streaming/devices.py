@@ -146,6 +146,34 @@ def first_stages(stages: int, devices: int) -> Mesh:
     return Mesh(np.array(there[: stages * devices]).reshape(stages, devices), ("stage", "model"))
 
 
+def plain_mesh(mesh: Any, *, peers: Peers | None = None) -> Mesh:
+    """A mesh of the same devices that says nothing of how its axes are used, once it is found usable.
+
+    Raises InvalidInputError for what is no mesh of devices, a device that is there twice, a mesh over several
+    processes without `peers`, or inside `jax.set_mesh`; PeerError unless all processes have the same mesh.
+    """
+    if not isinstance(mesh, Mesh):
+        raise _unusable(f"{type(mesh).__name__} {mesh!r:.60}", "a jax.sharding.Mesh of devices")
+    numbers = [device.id for device in mesh.devices.flat]
+    if peers is not None:
+        peers.agree({"mesh": f"{dict(mesh.shape)} of devices {numbers}"})
+    if len(set(numbers)) < len(numbers):
+        raise _unusable(f"devices {numbers}", "each device once")
+    processes = {device.process_index for device in mesh.devices.flat}
+    if len(processes) > 1 and peers is None:
+        raise _unusable(
+            f"devices of {len(processes)} processes, and no peers", "peers=endor.join(...) with it"
+        )
+    if not jax.sharding.get_abstract_mesh().empty:
+        raise _unusable("one inside jax.set_mesh", "a call outside: the steps bring their own mesh")
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _unusable(got: str, expected: str) -> InvalidInputError:
+    fix = 'make it with jax.make_mesh((N,), ("model",))'
+    return InvalidInputError("mesh", got=got, expected=expected, fix=fix)
+
+
 def stages_over(mesh: Mesh, *, peers: Peers | None = None) -> dict[int, Devices]:
     """The devices of each pipeline stage that has some of this process, by the stage's number.
 
@@ -176,9 +204,7 @@ def over_mesh(mesh: Mesh, *, peers: Peers | None = None) -> Devices:
 
 
 def _no_mesh(mesh: Mesh, *, own: int) -> InvalidInputError:
-    return InvalidInputError(
-        "mesh",
-        got=f"axes {dict(mesh.shape)} with {own} devices of this process",
-        expected="one axis (two for a pipeline), and devices of every process that loads the model",
-        fix='make it with jax.make_mesh((N,), ("model",))',
+    return _unusable(
+        f"axes {dict(mesh.shape)} with {own} devices of this process",
+        "one axis (two for a pipeline), and devices of every process that loads the model",
     )

@@ -23,7 +23,7 @@ from endor_jax.generate.pipeline import Pipeline
 from endor_jax.generate.placement import geometry
 from endor_jax.generate.runner import Feed, advance
 from endor_jax.generate.scoring import score
-from endor_jax.streaming.devices import first_devices, over_mesh
+from endor_jax.streaming.devices import first_devices, over_mesh, plain_mesh
 from endor_jax.streaming.plan import Tier
 from tests.tiny_models import LLAMA, OPT, write_tiny
 
@@ -212,3 +212,25 @@ def test_caches_that_wait_in_host_memory_are_spread_too(model: tuple[Path, Path]
             assert (kept.sharding.memory_kind == "pinned_host") == (tier == "host")
             runner.close()
     np.testing.assert_array_equal(given[0], given[1])
+
+
+def test_what_is_no_usable_mesh_is_refused() -> None:
+    devices = jax.devices()
+    with pytest.raises(InvalidInputError, match=r"got int 4, expected a jax.sharding.Mesh"):
+        plain_mesh(4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidInputError, match=r"devices \[0, 0\], expected each device once"):
+        plain_mesh(Mesh(np.array([devices[0]] * 2), ("model",)))
+    with (
+        jax.set_mesh(jax.make_mesh((2,), ("other",))),
+        pytest.raises(InvalidInputError, match=r"jax.set_mesh"),
+    ):
+        plain_mesh(first_devices(2))
+    explicit = jax.make_mesh((2,), ("model",))
+    assert plain_mesh(explicit) == Mesh(np.array(devices[:2]), ("model",))
+
+
+@pytest.mark.parametrize("model", ["opt"], indirect=True)
+def test_peers_without_a_mesh_are_refused(model: tuple[Path, Path]) -> None:
+    peers = object.__new__(endor.Peers)
+    with pytest.raises(InvalidInputError, match=r"peers: got no mesh with them"):
+        endor.load(model[1], peers=peers)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from endor_jax.errors import PeerError
-from endor_jax.peers.standing import Failure, Standing, behind, said, silent
+from endor_jax.peers.standing import Failure, Standing, apart, behind, said, silent
 
 
 def at(seconds: float, *, waiting: bool = False, heard: float = 0.0) -> Standing:
@@ -47,3 +49,14 @@ def test_every_process_makes_the_same_error_of_a_failure():
     assert isinstance(error, PeerError)
     assert error.exit_code == 5
     assert str(error) == "process 1 of 2, counted from 0: got silence, expected a word; wake it"
+
+
+def test_processes_that_wait_for_different_things_are_apart():
+    devices, call = at(0.0, waiting=True), replace(at(0.0, waiting=True), talking=True)
+    failure = apart({0: devices, 1: call, 2: call}, now=3.1, timeout_seconds=3.0)
+    assert failure is not None
+    assert failure.process == 1
+    assert failure.got.startswith("a call, for 3 seconds")
+    for together in ({0: devices, 1: devices}, {0: call, 1: call}, {0: at(0.0), 1: call}):
+        assert apart(together, now=3.1, timeout_seconds=3.0) is None
+    assert apart({0: devices, 1: call}, now=2.9, timeout_seconds=3.0) is None
