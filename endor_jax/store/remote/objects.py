@@ -14,7 +14,7 @@ import tensorstore as ts
 from endor_jax.errors import CorruptCheckpointError, EndorError, IncompleteCheckpointError
 from endor_jax.location import ObjectPath
 from endor_jax.store.remote.driver import REQUESTS, open_driver
-from endor_jax.store.remote.refusals import refused, said
+from endor_jax.store.remote.refusals import COPY_AGAIN, refused
 
 REQUEST_BYTES = 4 * 2**20
 """Of one range: enough that a request's latency is not what it takes; docs/object-stores.md measures it."""
@@ -28,7 +28,6 @@ SLOWEST_BYTES_PER_SECOND = 2**20
 """For each of so many bytes that are written, an answer may take a second longer."""
 ABSENT = b"\x02"
 """The generation that TensorStore gives to what is not there."""
-FIX = "copy the checkpoint there again, or convert it again"
 
 T = TypeVar("T")
 
@@ -57,7 +56,7 @@ class Objects:
             self._store = open_driver(root)
         except EndorError:
             raise
-        except ValueError as error:
+        except Exception as error:
             raise refused(error, root, "a place that can be opened") from None
 
     def get(self, name: str) -> Held | None:
@@ -114,15 +113,7 @@ class Objects:
         issue: Callable[[], ts.Future[ts.KvStore.ReadResult]],
         future: ts.Future[ts.KvStore.ReadResult] | None = None,
     ) -> ts.KvStore.ReadResult:
-        try:
-            result = self._answer(name, "to read it", issue, future)
-        except _ShorterError as error:
-            raise CorruptCheckpointError(
-                f"object {self.root / name}",
-                got=f"an object that ends early ({error})",
-                expected="its whole length",
-                fix=f"it is truncated; {FIX}",
-            ) from None
+        result = self._answer(name, "to read it", issue, future)
         if result.state != "value":
             raise self.missing(name)
         return result
@@ -148,7 +139,7 @@ class Objects:
                     f"object {self.root / name}",
                     got=f"{lengths[name] - 4 + len(end):,} bytes",
                     expected=f"{lengths[name]:,}",
-                    fix=f"it is too long, or that of another part; {FIX}",
+                    fix=f"it is too long, or that of another part; {COPY_AGAIN}",
                 )
 
     def names(self) -> list[str]:
@@ -182,7 +173,7 @@ class Objects:
             f"object {self.root / name}",
             got="no such object",
             expected="this object, which the manifest lists",
-            fix=FIX,
+            fix=COPY_AGAIN,
         )
 
     def _counted(self, data: bytes) -> bytes:
@@ -199,7 +190,8 @@ class Objects:
         *,
         seconds: float | None = None,
     ) -> T:
-        """What a request gives; a request that hangs is sent once more."""
+        """What a request gives; a request that hangs is sent once more. Raises as `refused` says, whatever
+        TensorStore raises: its text has the answer's body."""
         seconds = ANSWER_SECONDS if seconds is None else seconds
         path = self.root / name if name else self.root
         for attempt in range(1, ATTEMPTS + 1):
@@ -209,13 +201,6 @@ class Objects:
                 future = None  # what hangs is given up
                 if attempt == ATTEMPTS:
                     raise refused(error, path, f"{expected} within {ATTEMPTS} × {seconds:g} s") from None
-            except ValueError as error:
-                status, line = said(error)
-                if status == "OUT_OF_RANGE":
-                    raise _ShorterError(line) from None
+            except Exception as error:  # TensorStore's status decides the class, NotImplementedError too
                 raise refused(error, path, expected) from None
         raise AssertionError("every attempt returns or raises")
-
-
-class _ShorterError(Exception):
-    """A range that an object does not have."""

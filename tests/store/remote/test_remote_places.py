@@ -100,7 +100,10 @@ def test_an_endpoint_that_is_none(endpoint: str, monkeypatch: pytest.MonkeyPatch
         "?AWSAccessKeyId=hunter2",
         "Authorization: Bearer hunter2",
         "the key AKIAHUNTER2XXXXXXXXX",
+        "the key AROAHUNTER2XXXXXXXXX",
         "the key my-own-hunter2 is wrong",
+        "the secret hunter2/K7MDENG+bPxRfiCYEXAMPLEKEYabcdef.",
+        "the token " + "hunter2/" * 20 + "==",
     ],
 )
 def test_what_looks_like_a_secret_is_struck_out(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +113,9 @@ def test_what_looks_like_a_secret_is_struck_out(text: str, monkeypatch: pytest.M
 
 
 def test_what_is_no_secret_stays() -> None:
-    assert without_secrets("s3://bucket/a: 503 Slow Down") == "s3://bucket/a: 503 Slow Down"
+    for text in (
+        "s3://bucket/a: 503 Slow Down",
+        "NoSuchBucket: The specified bucket does not exist (HTTP status 404)",
+        "s3://bucket/models/llama/parts/the_word_embedding_of_all/c/0",
+    ):
+        assert without_secrets(text) == text

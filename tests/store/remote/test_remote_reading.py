@@ -128,6 +128,12 @@ def always(answered: bytes | None) -> Answer:
 
 CASES = {
     "500": (always(failure(500)), StorageError, r"got .*We are sorry.*see whether the store can be reached"),
+    "501": (always(failure(501, "NotImplemented", "No ranges.")), StorageError, r"No ranges\..*status 501"),
+    "301": (
+        always(failure(301, "PermanentRedirect", "Another endpoint")),
+        StorageError,
+        r"Another endpoint \(HTTP status 301\).*set AWS_REGION",
+    ),
     "cut": (lambda r, f: f[:-1] if r.is_data() else f, StorageError, r"partial file.*reached"),
     "no answer": (always(None), StorageError, r"Empty reply.*run it again"),
     "403": (
@@ -159,6 +165,25 @@ def test_faults_that_stay_are_one_clear_error(uploaded: str, proxy: Proxy, case:
         assert type(raised.value) is kind
         assert f"{uploaded}/parts/embedding.0" in str(raised.value)
         shown = "".join(traceback.format_exception(raised.value)) + repr(raised.value) + repr(checkpoint)
+        assert SECRET not in shown
+        assert KEY_ID not in shown
+
+
+def test_a_manifest_that_is_refused(uploaded: str, proxy: Proxy) -> None:
+    """Every request, so that it is the first: to read the manifest, and to list, write and delete."""
+    store = objects_at(uploaded)
+    cases = [
+        (416, CorruptCheckpointError, lambda: endor.open(uploaded)),
+        (501, StorageError, lambda: endor.open(uploaded)),
+        (501, StorageError, store.names),
+        (501, StorageError, lambda: store.put("a", b"")),
+        (501, StorageError, lambda: store.delete("a")),
+    ]
+    for status, kind, call in cases:
+        proxy.answer = lambda request, found, status=status: failure(status, "InvalidRange", "Not so.")
+        with pytest.raises(kind, match=rf"object {uploaded}.*Not so\. \(HTTP status {status}\)") as raised:
+            call()
+        shown = "".join(traceback.format_exception(raised.value))
         assert SECRET not in shown
         assert KEY_ID not in shown
 
