@@ -22,6 +22,7 @@ RETRIES = {"max_retries": 6, "initial_delay": "250ms", "max_delay": "8s"}
 """Of answers 5xx and 429 and of connections that are cut, by TensorStore: a quarter of a minute in all."""
 DEFAULT_REGION = "us-east-1"
 """Where an endpoint is named and no region is: what most servers that are not Amazon's take."""
+DEFAULT_PROFILE = "default"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -51,6 +52,9 @@ def spec_of(root: ObjectPath, environment: Mapping[str, str]) -> tuple[dict[str,
     # The default chain looks here first too, but reports every file that is not there on stderr.
     if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
         spec["aws_credentials"] = {"type": "environment"}
+    else:  # TensorStore by itself asks for the profile of the empty name, and knows no variable
+        profile = environment.get("AWS_PROFILE") or DEFAULT_PROFILE
+        spec["aws_credentials"] = {"type": "default", "profile": profile}
     return spec, {"s3_request_concurrency": {"limit": REQUESTS}, "s3_request_retries": RETRIES}
 
 

@@ -92,12 +92,14 @@ def upload(directory: Path, url: str) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One request, as it came. number: how many like it came before (same method, path and range)."""
+    """One request, as it came. number: how many like it came before (same method, path and range). key_id:
+    of the key that signed it."""
 
     method: str
     path: str
     range: str
     number: int
+    key_id: str
 
     def is_data(self) -> bool:
         """Whether it reads the data file of a part."""
@@ -150,7 +152,7 @@ class Proxy:
                     self.most_at_once = max(self.most_at_once, self._at_once)
                     same = (method, path, _field(head, "range"))
                     before = sum((r.method, r.path, r.range) == same for r in self.requests)
-                    request = Request(*same, before)
+                    request = Request(*same, before, _key_id(head))
                     self.requests.append(request)
                 try:
                     found = self._ask(re.sub(rb"(?i)expect: 100-continue\r\n", b"", head) + body, method)
@@ -198,6 +200,11 @@ def _length(head: bytes) -> int:
 
 def _field(head: bytes, name: str) -> str:
     found = re.search(rf"\r\n{name}: *([^\r]*)", head.decode("latin-1"), re.IGNORECASE)
+    return found[1] if found else ""
+
+
+def _key_id(head: bytes) -> str:
+    found = re.search(r"Credential=([^/]*)/", _field(head, "authorization"))
     return found[1] if found else ""
 
 

@@ -55,7 +55,10 @@ def test_what_can_only_be_local() -> None:
 def test_the_drivers_take_what_they_are_told() -> None:
     place = ObjectPath("s3", "bucket", "a/b")
     spec, context = spec_of(place, {})
-    assert spec == {"driver": "s3", "bucket": "bucket", "path": "a/b/"}
+    chain = {"type": "default", "profile": "default"}
+    assert spec == {"driver": "s3", "bucket": "bucket", "path": "a/b/", "aws_credentials": chain}
+    spec, _ = spec_of(place, {"AWS_PROFILE": "work", "AWS_ACCESS_KEY_ID": "half"})
+    assert spec["aws_credentials"] == {"type": "default", "profile": "work"}
     own = {
         "AWS_ENDPOINT_URL": "http://localhost:9000/",
         "AWS_ACCESS_KEY_ID": "x",

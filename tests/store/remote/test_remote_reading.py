@@ -216,6 +216,24 @@ def test_a_store_that_fails_ends_a_generation(uploaded: str, proxy: Proxy, tight
             model.complete("Once", max_tokens=40)
 
 
+def test_keys_of_a_profile(
+    uploaded: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(
+        "[default]\naws_access_key_id = AKIADEFAULT\naws_secret_access_key = a\n"
+        "[work]\naws_access_key_id = AKIAWORK\naws_secret_access_key = b\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    objects_at(uploaded).read("endor.json")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    objects_at(uploaded).read("endor.json")
+    assert [request.key_id for request in proxy.requests] == ["AKIADEFAULT", "AKIAWORK"]
+
+
 @pytest.mark.parametrize("fault", ["missing", "truncated", "too long", "no metadata", "other metadata"])
 def test_what_is_wrong_with_an_object_is_said(mine: str, fault: str) -> None:
     store, name = objects_at(mine), "parts/layers.1.0/c/0"
