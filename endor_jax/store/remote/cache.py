@@ -113,9 +113,12 @@ class OpenCache:
             if not self._make_room(len(text), own=set(keys)):
                 return None
             path = self.directory / _USERS / uuid.uuid4().hex
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            os.write(handle, text)
+            handle = _new_locked(path)
+            try:
+                write_all(handle, text)
+            except BaseException:
+                _leave(handle, path)
+                raise
             return handle, path
 
     @property
@@ -147,9 +150,12 @@ class OpenCache:
             with self._locked():
                 if directory.exists() or not self._make_room(need):
                     return
-                handle = os.open(incoming, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                os.truncate(handle, need)  # counts in full from now on
+                handle = _new_locked(incoming)
+                try:
+                    os.truncate(handle, need)  # counts in full from now on
+                except BaseException:
+                    os.close(handle)
+                    raise
             try:
                 os.posix_fallocate(handle, 0, need)  # a disk that is full says so now
                 for chunk in chunks:
@@ -167,8 +173,8 @@ class OpenCache:
                 raise
 
     def drop(self, part: Part) -> None:
-        """Removes a part that is damaged."""
-        with self._locked(), suppress(OSError):
+        """Removes a part that is damaged. One that the disk does not let go of is found damaged again."""
+        with suppress(OSError), self._locked():
             shutil.rmtree(self.directory / _PARTS / key_of(part))
 
     def close(self) -> None:
@@ -220,13 +226,25 @@ class OpenCache:
             if _is_abandoned(path):
                 path.unlink(missing_ok=True)
             else:
-                with suppress(FileNotFoundError):  # its checkpoint was closed just now
+                # Its checkpoint was closed just now; or a disk was full, and it claims none.
+                with suppress(FileNotFoundError, ValueError):
                     used.update(json.loads(path.read_bytes()))
         return used
 
 
+def _new_locked(path: Path) -> int:
+    """A new file, locked as long as its handle is open. Raises OSError."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except BaseException:
+        _leave(handle, path)
+        raise
+    return handle
+
+
 def _leave(handle: int, path: Path) -> None:
-    """Takes away the file that says which parts are in use."""
+    """Takes away a locked file, the one that says which parts are in use."""
     with suppress(OSError):
         path.unlink()
     os.close(handle)

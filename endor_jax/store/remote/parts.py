@@ -174,11 +174,11 @@ class RemoteParts:
 
     def _is_good(self, part: Part, directory: Path) -> bool:
         assert self._cache is not None
-        state = file_state(directory / DATA_FILE)
-        if not self._is_unverified(part, state):
-            return True
-        buffer = np.empty(min(part.chunk_bytes, part.length_bytes), np.uint8)
         try:
+            state = file_state(directory / DATA_FILE)
+            if not self._is_unverified(part, state):
+                return True
+            buffer = np.empty(min(part.chunk_bytes, part.length_bytes), np.uint8)
             with open_part(directory, part.length_bytes, reader="preadv") as read:
                 for i, start in enumerate(range(0, part.length_bytes, part.chunk_bytes)):
                     piece = buffer[: part.length_bytes - start]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -152,6 +153,77 @@ def test_a_disk_that_is_full_is_no_error(
         for record in checkpoint.manifest.records:
             checkpoint.read_record(record)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {TAG_FILE, "lock"}
+
+
+def test_a_disk_that_is_full_when_the_cache_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, size = [made_up(seed) for seed in range(2)], file_bytes(20_000) + 5000
+    settings, write = PartCache(size, tmp_path), os.write
+
+    def full(handle: int, data: memoryview) -> int:
+        if os.fstat(handle).st_size:
+            raise OSError(28, "No space left on device")
+        return write(handle, data[:7])
+
+    OpenCache(settings, []).close()
+    handles = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StorageError, match=r"cache .*: got No space left on device.*--cache-dir"):
+            OpenCache(settings, [made[0][0]])
+    assert len(os.listdir("/proc/self/fd")) == len(handles)
+    assert list((tmp_path / "users").iterdir()) == []
+    with monkeypatch.context() as patch:  # a system that writes a little at a time
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+        cache = OpenCache(settings, [made[0][0]])
+    keep(cache, made[0])
+    other = OpenCache(settings, [made[1][0]])
+    keep(other, made[1])  # no room: what is in use is known
+    assert cache.find(made[0][0]) is not None
+    assert other.find(made[1][0]) is None
+    cache.close()
+    other.close()
+
+
+@pytest.mark.parametrize("text", [b"", b'["0123'])
+def test_a_list_of_parts_in_use_that_was_never_written(tmp_path: Path, text: bytes) -> None:
+    """As a full disk left it, of a process that lives, and of one that does not."""
+    made, settings = [made_up(seed) for seed in range(2)], PartCache(file_bytes(20_000) + 5000, tmp_path)
+    first = OpenCache(settings, [made[0][0]])
+    keep(first, made[0])
+    first.close()
+    (tmp_path / "users" / "left").write_bytes(text)
+    held = tmp_path / "users" / "held"
+    held.write_bytes(text)
+    with held.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cache = OpenCache(settings, [made[1][0]])
+        keep(cache, made[1])  # the other part goes: nobody is known to use it
+        assert cache.find(made[1][0]) is not None
+        assert cache.find(made[0][0]) is None
+        cache.close()
+        assert list((tmp_path / "users").iterdir()) == [held]
+
+
+def test_what_is_damaged_and_cannot_be_dropped(uploaded: str, tmp_path: Path) -> None:
+    settings = PartCache(None, tmp_path)
+    with endor.open(uploaded, cache=settings) as checkpoint:
+        record = checkpoint.manifest.records[1]
+        words = checkpoint.read_record(record).words
+    (file,) = (tmp_path / "cached").rglob("0")
+    for damage in (lambda: file.write_bytes(b"\0" + file.read_bytes()[1:]), file.unlink):
+        with endor.open(uploaded, cache=settings) as checkpoint:
+            checkpoint.read_record(checkpoint.manifest.records[0])  # opens the cache
+            damage()
+            (tmp_path / "lock").unlink()
+            (tmp_path / "lock").mkdir()
+            np.testing.assert_array_equal(checkpoint.read_record(record).words[0], words[0])
+            part, piece = checkpoint.manifest.parts[1], np.empty(100, np.uint8)
+            with checkpoint.open_part(part) as read:
+                read(piece, 0)
+            np.testing.assert_array_equal(piece, words[0].view(np.uint8).reshape(-1)[:100])
+        (tmp_path / "lock").rmdir()
 
 
 READER = """
