@@ -119,3 +119,12 @@ def test_a_wait_without_end_ends_when_another_process_fails(monkeypatch):
         threading.Timer(0.3, lambda: other.fail(ValueError("no"))).start()
         with pytest.raises(PeerError, match=r"process 1 of 2.*ValueError: no"):
             peers.wait(pending)
+
+
+def test_one_that_is_done_while_others_go_on_is_an_error_for_all():
+    with watches(3, timeout=60.0) as three, ThreadPoolExecutor(3) as pool:
+        every = peers_of(three)
+        calls = [lambda: every[0].agree({"a": "1"}), every[1].close, lambda: every[2].agree({"a": "1"})]
+        errors = list(pool.map(raised_by, calls))
+        assert len({str(error) for error in errors}) == 1
+        assert "process 1 of 3, counted from 0: got the end of its work, while others go on" in str(errors[0])
