@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Literal
 
@@ -45,7 +45,8 @@ def wishes_for(max_tokens: int, sampler: Sampler | None, stop: Sequence[str]) ->
 
 def agree_on(runner: Runner, prompts: Sequence[Sequence[int]], wishes: Wishes) -> None:
     """Raises PeerError unless every process of the run goes on from the same ids with the same wishes."""
-    runner.devices.agree(prompts=digest_ids(prompts), wishes=wishes)
+    own = {"max tokens": wishes.max_tokens, "stop strings": wishes.stop} | asdict(wishes.sampler)
+    runner.devices.agree(prompts=digest_ids(prompts), **own)
 
 
 @dataclass(frozen=True)

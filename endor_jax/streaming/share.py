@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from endor_jax.errors import InvalidInputError
 from endor_jax.format.layout import DenseLayout, FieldLayout, RecordLayout, TensorLayout
@@ -68,5 +69,7 @@ def check_divides(path: Location, manifest: Manifest, count: int) -> None:
                 f"checkpoint {path}",
                 got=f"{got}, {whole[0]} whole in each" if whole and not layout.parts % count else got,
                 expected=f"a multiple of {count} parts, one or more for each device of the mesh",
-                fix=f"cut it with `endor reshard {path} OTHER --shards {count}`",
+                fix=f"cut it with `endor reshard {path} OTHER --shards {count}`"
+                if isinstance(path, Path)
+                else f"convert it with --shards {count}, or copy it to a disk for `endor reshard`",
             )
