@@ -49,8 +49,12 @@ class Checkpoint:
         its parts are kept on a local disk.
         Raises NotFoundError, IncompleteCheckpointError, CorruptCheckpointError, UnsupportedError (another
         format version; a reader that the place refuses), OptionError for a reader there is not or a cache of
-        local files, StorageError for a store that cannot be reached.
+        local files or that is none, StorageError for a store that cannot be reached.
         """
+        if cache is not None and not isinstance(cache, PartCache):
+            raise OptionError(
+                "cache", got=repr(cache), expected="a PartCache", fix="write cache=PartCache(...)"
+            )
         self.path: Location = locate(path)
         self.bytes_read = 0
         self._lock = threading.Lock()

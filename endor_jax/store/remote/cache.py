@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,21 @@ class PartCache:
     """Where parts of remote checkpoints are kept on a local disk, and how many bytes of them at most.
 
     size_bytes: 0 keeps none; None is 20 GiB, or nine tenths of what the disk has room for if that is less.
-    directory: None is `parts` below $XDG_CACHE_HOME/endor_jax.
-    Raises OptionError for other sizes below 1 MiB.
+    directory: None is `parts` below $XDG_CACHE_HOME/endor_jax; "~" is the home directory.
+    Raises OptionError for other sizes below 1 MiB, and for texts: --cache-size alone reads units.
     """
 
     size_bytes: int | None = None
     directory: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.size_bytes is not None and not isinstance(self.size_bytes, Integral):
+            raise OptionError(
+                "cache",
+                got=f"size_bytes={self.size_bytes!r}",
+                expected="a number of bytes, an int",
+                fix="write 20 GiB as 20 * 2**30",
+            )
         if self.size_bytes is not None and self.size_bytes != 0 and self.size_bytes < LEAST_BYTES:
             raise OptionError(
                 "cache",
@@ -84,7 +92,9 @@ class OpenCache:
 
     def __init__(self, settings: PartCache, parts: Sequence[Part]):
         directory = settings.directory
-        self.directory = cache_directory() / DIRECTORY if directory is None else Path(directory)
+        self.directory = (
+            cache_directory() / DIRECTORY if directory is None else Path(os.path.expanduser(directory))
+        )
         try:
             _claim(self.directory)
             for name in (_PARTS, _INCOMING, _USERS):

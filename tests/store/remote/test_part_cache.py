@@ -95,6 +95,37 @@ def test_a_bound_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PartCache(0).size_bytes == 0
 
 
+def test_what_is_no_size_and_no_cache() -> None:
+    """In a process of its own: the type checks of this one would refuse it first."""
+    script = """
+import endor_jax as endor
+for call in (
+    lambda: endor.PartCache("20GiB"),
+    lambda: endor.PartCache(1e9),
+    lambda: endor.open("s3://b/a", cache="x"),
+):
+    try:
+        call()
+    except endor.errors.OptionError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "cache: got size_bytes='20GiB', expected a number of bytes, an int; write 20 GiB as 20 * 2**30",
+        "cache: got size_bytes=1000000000.0, expected a number of bytes, an int; write 20 GiB as 20 * 2**30",
+        "cache: got 'x', expected a PartCache; write cache=PartCache(...)",
+    ]
+
+
+def test_a_directory_below_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell leaves --cache-dir=~/c as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = OpenCache(PartCache(10_000, "~/c"), [])
+    cache.close()
+    assert cache.directory == tmp_path / "c"
+    assert (tmp_path / "c" / TAG_FILE).exists()
+
+
 def test_what_is_kept_is_a_data_file(local: Path, tmp_path: Path) -> None:
     with endor.open(local) as here:
         part = here.manifest.parts[0]
