@@ -16,7 +16,7 @@ from tests.generate.budgets import smallest
 GENERATE_KEYS = {
     *("text", "token_ids", "prompt_tokens", "prompt_tokens_per_second", "generation_tokens_per_second"),
     *("bytes_read", "bytes_transferred", "peak_device_bytes", "peak_host_bytes", "plan"),
-    *("prediction", "achieved"),
+    *("prediction", "achieved", "plans", "bytes_fetched"),
     *("cached_tokens", "finish_reason", "expected_peak_host_bytes", "reader"),
 }
 CONVERT_KEYS = {

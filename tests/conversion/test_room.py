@@ -15,7 +15,7 @@ import endor_jax as endor
 from endor_jax.conversion.pipeline import survey_conversion
 from endor_jax.conversion.settings import ConvertSettings
 from endor_jax.errors import StorageError
-from endor_jax.store import manifest, part, writer
+from endor_jax.store import local_destination, manifest, part
 from tests.cases import spread
 from tests.conversion.interrupting import contents
 from tests.tiny_models import LLAMA, write_tiny
@@ -172,7 +172,7 @@ CALLS = [
     (part, "write_shard", 1),
     (manifest.os, "fsync", 12),
     (manifest.os, "fsync", 2),
-    (writer, "write_manifest", 1),
+    (local_destination, "write_manifest", 1),
 ]
 
 

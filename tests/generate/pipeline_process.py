@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 
-import jax
 import numpy as np
 
 import endor_jax as endor
@@ -17,8 +16,6 @@ from endor_jax.streaming.devices import first_stages
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{options['port']}", 2, options["index"])
     read: set[str] = set()
     ordinary = endor.Checkpoint.read_part
 
@@ -27,8 +24,13 @@ def main() -> None:
         ordinary(self, part, into=into)
 
     endor.Checkpoint.read_part = noted
-    prompts = options["prompts"]
-    with endor.load(options["path"], context=options["context"], batch=4, mesh=first_stages(2, 1)) as model:
+    prompts, place = options["prompts"], f"127.0.0.1:{options['port']}"
+    with (
+        endor.join(place, processes=2, index=options["index"], timeout_seconds=120) as peers,
+        endor.load(
+            options["path"], context=options["context"], batch=4, mesh=first_stages(2, 1), peers=peers
+        ) as model,
+    ):
         done = dict(model.complete_batch(prompts, max_tokens=options["most"]))
         losses = [each.tolist() for each in model.losses(prompts[2:4])]
     answers = [[each.token_ids, each.finish_reason] for _, each in sorted(done.items())]
