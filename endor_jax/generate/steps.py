@@ -47,17 +47,17 @@ def _axis(mesh: Mesh | None) -> Axis | None:
     return None if mesh is None else Axis(mesh.axis_names[0], mesh.size)
 
 
-WHOLE = PartitionSpec()
+EVERYWHERE = PartitionSpec()
 
 
 def _by_part(mesh: Mesh | None) -> PartitionSpec:
     """How the words of a record are spread."""
-    return WHOLE if mesh is None else PartitionSpec(mesh.axis_names[0])
+    return EVERYWHERE if mesh is None else PartitionSpec(mesh.axis_names[0])
 
 
 def _by_head(mesh: Mesh | None) -> PartitionSpec:
     """How keys and values are spread."""
-    return WHOLE if mesh is None else PartitionSpec(*[None] * CACHE_HEADS_AXIS, mesh.axis_names[0])
+    return EVERYWHERE if mesh is None else PartitionSpec(*[None] * CACHE_HEADS_AXIS, mesh.axis_names[0])
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -70,7 +70,7 @@ def sum_step(
         # float32 holds every element, and of each only one summand is not zero.
         return lax.psum(own[0].astype(jnp.float32), mesh.axis_names[0]).astype(own.dtype)
 
-    return _shared(add, mesh, (_by_part(mesh),), WHOLE)(summands)
+    return _shared(add, mesh, (_by_part(mesh),), EVERYWHERE)(summands)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "mesh"))
@@ -87,7 +87,7 @@ def stem_step(
     def stem(record: Record | None, rows: jax.Array, start: jax.Array) -> jax.Array:
         return models.stem(decoder, _views(record), rows, start, axis=_axis(mesh))
 
-    return _shared(stem, mesh, (_by_part(mesh), WHOLE, WHOLE), WHOLE)(record, rows, start)
+    return _shared(stem, mesh, (_by_part(mesh), EVERYWHERE, EVERYWHERE), EVERYWHERE)(record, rows, start)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "mesh"), donate_argnames="cache")
@@ -114,7 +114,7 @@ def _block(decoder: Decoder, mesh: Mesh | None) -> Callable[..., tuple[jax.Array
         return x, models.as_bits(cache)
 
     heads = _by_head(mesh)
-    return _shared(block, mesh, (_by_part(mesh), WHOLE, heads, WHOLE), (WHOLE, heads))
+    return _shared(block, mesh, (_by_part(mesh), EVERYWHERE, heads, EVERYWHERE), (EVERYWHERE, heads))
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "mesh"), donate_argnames="cache")
@@ -161,7 +161,7 @@ def final_step(
     def final(record: Record | None, x: jax.Array) -> jax.Array:
         return models.final(decoder, _views(record), x, axis=_axis(mesh))
 
-    return _shared(final, mesh, (_by_part(mesh), WHOLE), WHOLE)(record, x)
+    return _shared(final, mesh, (_by_part(mesh), EVERYWHERE), EVERYWHERE)(record, x)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -174,7 +174,7 @@ def head_step(
         own = linear(x, record["weight"], output_dtype=jnp.dtype("float32"))
         return gather(own, _axis(mesh), block_rows(record, mesh))
 
-    return _shared(head, mesh, (_by_part(mesh), WHOLE), WHOLE)(record, x)
+    return _shared(head, mesh, (_by_part(mesh), EVERYWHERE), EVERYWHERE)(record, x)
 
 
 def block_rows(record: Record, mesh: Mesh | None) -> int:
