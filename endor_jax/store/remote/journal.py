@@ -33,9 +33,7 @@ class ObjectJournal:
 
     def __init__(self, objects: Objects):
         self._objects = objects
-        lines, owner, self._generation = _read(objects)
-        if owner is not None and _lives(owner):
-            raise _busy(objects, f"another process, number {owner.get('pid')} on this host, writing there")
+        lines, self._generation = _read(objects)
         self.header: Entry | None = lines[0] if lines else None
         self.entries: tuple[Entry, ...] = tuple(lines[1:])
         self._lines = [to_line(line) for line in lines]
@@ -87,17 +85,16 @@ class ObjectJournal:
 
 def peek_objects(objects: Objects) -> tuple[Entry, ...]:
     """All whole lines of the journal below a prefix. Raises as `peek`; writes nothing."""
-    lines, owner, _ = _read(objects)
-    if owner is not None and _lives(owner):
-        raise _busy(objects, f"another process, number {owner.get('pid')} on this host, writing there")
+    lines, _ = _read(objects)
     return tuple(lines)
 
 
-def _read(objects: Objects) -> tuple[list[Entry], Mapping[str, Any] | None, bytes]:
-    """Lines, who is writing, and the generation that a write must replace."""
+def _read(objects: Objects) -> tuple[list[Entry], bytes]:
+    """Lines, and the generation that a write must replace. Raises DestinationBusyError if their writer is a
+    process of this host that still lives."""
     held = objects.get(JOURNAL_FILE)
     if held is None:
-        return [], None, ABSENT
+        return [], ABSENT
     lines, _ = read_lines(held.data)
     if held.data and not lines:
         raise DestinationExistsError(
@@ -107,8 +104,10 @@ def _read(objects: Objects) -> tuple[list[Entry], Mapping[str, Any] | None, byte
             fix="choose another place, or remove it first",
         )
     owners = [line[_OWNER] for line in lines if _OWNER in line]
-    kept = [line for line in lines if _OWNER not in line]
-    return kept, owners[-1] if owners and isinstance(owners[-1], dict) else None, held.generation
+    owner = owners[-1] if owners else None
+    if isinstance(owner, dict) and _lives(owner):
+        raise _busy(objects, f"another process, number {owner.get('pid')} on this host, writing there")
+    return [line for line in lines if _OWNER not in line], held.generation
 
 
 def _lives(owner: Mapping[str, Any]) -> bool:
