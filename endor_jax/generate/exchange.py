@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped, UInt
 
 from endor_jax.arrays import bits_of
-from endor_jax.peers.peers import Peers
+from endor_jax.peers.peers import Peers, wait_with
 
 PIECE_BYTES = 4 << 20
 """Of what one stage sends at a time, if a row is no larger."""
@@ -50,7 +50,7 @@ class Exchange:
         }
         for first, size, width in _pieces(rows, like.shape[1] * like.dtype.itemsize):
             words = self._spread({s: bits_of(x[first : first + size]) for s, x in given.items()}, width, like)
-            moved = self._wait(_shift(words, mesh=self.mesh))
+            moved = wait_with(self.peers, _shift(words, mesh=self.mesh))
             for stage, whole in received.items():
                 bits_of_piece = self._own(moved, stage)[:size]
                 whole[first : first + size] = bits_of_piece.view(like.dtype)
@@ -64,12 +64,9 @@ class Exchange:
         last = self.mesh.devices.shape[0] - 1
         for first, size, width in _pieces(rows, like.shape[1] * like.dtype.itemsize):
             own = {} if said is None else {last: bits_of(said[first : first + size])}
-            words = self._wait(_sum(self._spread(own, width, like), mesh=self.mesh))
+            words = wait_with(self.peers, _sum(self._spread(own, width, like), mesh=self.mesh))
             heard[first : first + size] = np.asarray(words.addressable_data(0))[0, :size].view(like.dtype)
         return heard
-
-    def _wait(self, array: jax.Array) -> jax.Array:
-        return jax.block_until_ready(array) if self.peers is None else self.peers.wait(array)
 
     @property
     def _stages_here(self) -> list[int]:

@@ -147,3 +147,8 @@ class Peers:
             self.fail(error)
         finally:
             self._end()
+
+
+def wait_with(peers: Peers | None, arrays: T) -> T:
+    """`jax.block_until_ready`; over several processes it ends with a PeerError when one of them fails."""
+    return jax.block_until_ready(arrays) if peers is None else peers.wait(arrays)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from endor_jax.errors import InvalidInputError, OptionError
-from endor_jax.peers.peers import Peers
+from endor_jax.peers.peers import Peers, wait_with
 from endor_jax.streaming.share import Share
 from endor_jax.streaming.transfer import Device
 
@@ -82,7 +82,7 @@ class Devices:
 
     def wait(self, arrays: T) -> T:
         """`jax.block_until_ready`; over several processes it ends with a PeerError when one of them fails."""
-        return jax.block_until_ready(arrays) if self.peers is None else self.peers.wait(arrays)
+        return wait_with(self.peers, arrays)
 
     def progress(self) -> None:
         """Says to the other processes that this one gets on, where that takes long without a `wait`."""
