@@ -61,7 +61,7 @@ def test_when_one_is_lost_the_other_says_so_and_ends(act, victim):
 
 def test_one_that_cannot_listen_ends_too():
     """Process 0 is in a call that does not return and knows nothing of its peers: the watch ends it."""
-    first, second = run_steps("hold", "raise", timeout=TIMEOUT)
+    first, second = run_steps("hold", "raise late", timeout=TIMEOUT)
     assert first.code == 5, first.stderr
     assert f"endor: process 1 of 2, counted from 0: {WORDS['raise']}" in first.stderr
     assert first.at - second.words["act"][0] < 2 * TIMEOUT + SLACK_SECONDS
