@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from endor_jax.errors import CorruptCheckpointError, UnsupportedError
@@ -136,10 +136,17 @@ def place_stages(
         )
         # What host memory keeps may be more than one of the ways has room for.
         placed[number] = Placed(devices, own, plan, choose_link(first, kept_bytes=plan.host_kept_bytes))
-    waiting = sum(each.shape.cache_bytes for each in placed.values() if each.shape.cache_tier == "host")
+    waiting = waiting_cache_bytes(placed.values())
     if waiting:
         check_pinned_pool(waiting, pinned_pool_bytes(os.environ))
     return placed
+
+
+def waiting_cache_bytes(placed: Iterable[Placed]) -> int:
+    """What caches that wait in host memory take there: those of every device of this process."""
+    return sum(
+        len(each.devices.own) * each.shape.cache_bytes for each in placed if each.shape.cache_tier == "host"
+    )
 
 
 def make_pipeline(

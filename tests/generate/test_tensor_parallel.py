@@ -18,7 +18,7 @@ import endor_jax as endor
 from endor_jax import models
 from endor_jax.cli.main import app
 from endor_jax.errors import InvalidInputError, OptionError
-from endor_jax.generate.loading import make_runner
+from endor_jax.generate.loading import lane_shape, make_runner, place_stages, waiting_cache_bytes
 from endor_jax.generate.pipeline import Pipeline
 from endor_jax.generate.placement import geometry
 from endor_jax.generate.runner import Feed, advance
@@ -234,3 +234,17 @@ def test_peers_without_a_mesh_are_refused(model: tuple[Path, Path]) -> None:
     peers = object.__new__(endor.Peers)
     with pytest.raises(InvalidInputError, match=r"peers: got no mesh with them"):
         endor.load(model[1], peers=peers)
+
+
+def test_caches_that_wait_are_counted_for_every_device_of_the_process(model: tuple[Path, Path]) -> None:
+    """JAX's pool of pinned memory is the process's, and each device has caches of its own in it."""
+    with endor.Checkpoint(model[1]) as checkpoint:
+        decoder = models.decoder(models.from_hf(checkpoint.model_config()))
+        staged = {0: over_mesh(first_devices(4))}
+        shape = lane_shape(checkpoint, decoder, staged, stages=1, context=64, batch=1, micro_batch=None)
+        (placed,) = place_stages(
+            checkpoint, staged, shape=shape, count=1, device_memory=None, host_memory=None, depth=None
+        ).values()
+    assert waiting_cache_bytes([placed]) == 0
+    waits = replace(placed, shape=replace(placed.shape, cache_tier="host"))
+    assert waiting_cache_bytes([waits]) == 4 * placed.shape.cache_bytes > 0
