@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,15 +24,17 @@ from jaxtyping import Array, Float, UInt32
 from endor_jax.arrays import FLOAT_FORMATS
 from endor_jax.format.layout import TENSOR_LIMIT, FieldLayout, TensorLayout
 from endor_jax.format.tensor import SparseTensor
-from endor_jax.kernels.config import LinearBlock, linear_block, most_sums
+from endor_jax.kernels.config import linear_block, most_sums
 from endor_jax.kernels.custom_call import mapped, varying_as
 from endor_jax.kernels.expand.triton import expand
 from endor_jax.kernels.groups import groups_of
-from endor_jax.kernels.linear import triton_tensor, triton_vector
 from endor_jax.kernels.linear.dense import dense
+from endor_jax.kernels.linear.triton_body import ProductBody, Task
+from endor_jax.kernels.linear.triton_tensor import TENSOR
+from endor_jax.kernels.linear.triton_vector import VECTOR
 
 Body = Literal["vector", "tensor"]
-_BODIES = {"vector": triton_vector, "tensor": triton_tensor}
+_BODIES: dict[Body, ProductBody] = {"vector": VECTOR, "tensor": TENSOR}
 
 VECTOR_ROWS = 4
 """Rows of x up to which the vector body can be used: their columns are in registers."""
@@ -46,7 +47,7 @@ def bodies_for(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> tupl
     body if its sums would be an eighth of the dense matrix or more: that may as well be expanded.
     """
     rows = math.prod(x.shape[:-1])
-    padded = triton_tensor.padded_rows(rows)
+    padded = TENSOR.padded_rows(rows)
     if not 1 <= rows <= MOST_ROWS or padded * 2 * max(layout.rows, layout.columns) >= TENSOR_LIMIT:
         return ()  # x and the sums are indexed with int32
     bodies: tuple[Body, ...] = ()
@@ -64,8 +65,8 @@ def body_of(x: jax.Array | jax.ShapeDtypeStruct, layout: FieldLayout) -> Body | 
     11 for up to 16, but its warps wait for each other. So vector for one row, until a device tells better.
     """
     bodies = bodies_for(x, layout)
-    if bodies == ("vector", "tensor"):
-        return "vector" if math.prod(x.shape[:-1]) == 1 else "tensor"
+    if math.prod(x.shape[:-1]) > 1 and "tensor" in bodies:
+        return "tensor"
     return bodies[0] if bodies else None
 
 
@@ -129,13 +130,13 @@ def _part(
     x: Float[Array, "rows inputs"],
     words: UInt32[Array, " words"],
     layout: FieldLayout,
-    body: ModuleType,
+    body: ProductBody,
     *,
     interpret: bool,
 ) -> Float[Array, "rows outputs"]:
     """The product with the rows of one part, padding rows too, in float32."""
     rows = body.padded_rows(x.shape[0])
-    block = linear_block(layout, tensor_cores=body is triton_tensor, rows=rows)
+    block = linear_block(layout, tensor_cores=body.tensor_cores, rows=rows)
     columns = layout.segments * groups_of(layout).width
     arranged = body.arrange(jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))), layout)
     arranged, words = varying_as(arranged, words), varying_as(words, arranged)
@@ -143,7 +144,11 @@ def _part(
     escaping = -(-layout.rows // block.escape_rows) if layout.escape_capacity else 0
     partial = pl.pallas_call(
         functools.partial(
-            _kernel, body=body, layout=layout, block=block, rows=x.shape[0], sums=sums, escaping=escaping
+            _kernel,
+            body=body,
+            task=functools.partial(Task, layout=layout, block=block, rows=x.shape[0]),
+            sums=sums,
+            escaping=escaping,
         ),
         out_shape=jax.ShapeDtypeStruct(
             ((sums + bool(escaping)) * rows * layout.rows,),
@@ -160,25 +165,16 @@ def _part(
 
 
 def _kernel(
-    words: Any,
-    x: Any,
-    out: Any,
-    *,
-    body: ModuleType,
-    layout: FieldLayout,
-    block: LinearBlock,
-    rows: int,
-    sums: int,
-    escaping: int,
+    words: Any, x: Any, out: Any, *, body: ProductBody, task: Callable[..., Task], sums: int, escaping: int
 ) -> None:
     """One program: a block of rows, and some of their segments; the first `escaping` ones: escapes, which are
     fewer, but are waited for one after the other."""
     program = pl.program_id(0)
-    task = {"layout": layout, "block": block, "rows": rows}
+    mine = task(words, x, out)
 
     def multiply() -> None:
         number = program - escaping
-        body.multiply(words, x, out, **task, first=number // sums * block.rows, which=number % sums)
+        body.multiply(mine, number // sums * mine.block.rows, number % sums)
 
     if not escaping:
         multiply()
@@ -187,4 +183,4 @@ def _kernel(
 
     @pl.when(program < escaping)
     def _() -> None:
-        body.add_escapes(words, x, out, **task, first=program * block.escape_rows, which=sums)
+        body.add_escapes(mine, program * mine.block.escape_rows, sums)

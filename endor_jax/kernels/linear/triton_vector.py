@@ -8,7 +8,6 @@ products need is exact in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,15 +15,10 @@ from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int, UInt32
 
 from endor_jax.format.layout import FieldLayout
-from endor_jax.kernels.config import LinearBlock
 from endor_jax.kernels.groups import groups_of
+from endor_jax.kernels.linear.triton_body import ProductBody, Task
 from endor_jax.kernels.linear.triton_escapes import escapes_of
 from endor_jax.kernels.triton_fields import element_words
-
-
-def padded_rows(rows: int) -> int:
-    """How many rows of sums there are for so many rows of x."""
-    return rows
 
 
 def sums_of(
@@ -41,82 +35,66 @@ def arrange(x: Float[Array, "rows columns"], layout: FieldLayout) -> Float[Array
     return by_group.transpose(1, 0, 3, 2).reshape(-1)
 
 
-def multiply(
-    words: Any,
-    x: Any,
-    out: Any,
-    *,
-    layout: FieldLayout,
-    block: LinearBlock,
-    rows: int,
-    first: Int[Array, ""],
-    which: Int[Array, ""],
-) -> None:
+def multiply(task: Task, first: Int[Array, ""], which: Int[Array, ""]) -> None:
     """Writes the sums over segment `which` of block.rows rows of the matrix, from `first` on."""
+    layout, at_once = task.layout, task.block.at_once
     groups = groups_of(layout)
     group = lax.broadcasted_iota(jnp.int32, (1, groups.count), 1)
 
     def column(row: int, inside: int) -> Float[Array, "1 groups"]:
-        start = ((which * rows + row) * groups.columns + inside) * groups.count
-        return pltriton.load(x.at[start + group])
+        start = ((which * task.rows + row) * groups.columns + inside) * groups.count
+        return pltriton.load(task.x.at[start + group])
 
-    values = [[column(row, inside) for inside in range(groups.columns)] for row in range(rows)]
+    values = [[column(row, inside) for inside in range(groups.columns)] for row in range(task.rows)]
 
     def add(step: Int[Array, ""], _: None) -> None:
-        row = first + step * block.at_once + lax.broadcasted_iota(jnp.int32, (block.at_once, 1), 0)
-        weights = _floats(element_words(words, layout, jnp.minimum(row, layout.rows - 1), which), layout)
+        row = first + step * at_once + lax.broadcasted_iota(jnp.int32, (at_once, 1), 0)
+        elements = element_words(task.words, layout, jnp.minimum(row, layout.rows - 1), which)
+        weights = _floats(elements, layout)
         if layout.bitmap is None and layout.columns % groups.width:
             weights = _without_what_lies_behind(weights, which, group, layout)
         for x_row, ours in enumerate(values):
             total = weights[0] * ours[0]
             for weight, value in zip(weights[1:], ours[1:], strict=True):
                 total = total + weight * value
-            _write(out, jnp.sum(total, axis=1), row, (which * rows + x_row) * layout.rows, layout)
+            _write(task, jnp.sum(total, axis=1), row, which=which, x_row=x_row)
 
-    lax.fori_loop(0, block.rows // block.at_once, add, None)
+    lax.fori_loop(0, task.block.rows // at_once, add, None)
 
 
-def add_escapes(
-    words: Any,
-    x: Any,
-    out: Any,
-    *,
-    layout: FieldLayout,
-    block: LinearBlock,
-    rows: int,
-    first: Int[Array, ""],
-    which: int,
-) -> None:
+def add_escapes(task: Task, first: Int[Array, ""], which: int) -> None:
     """Writes the sums over the escapes of block.escape_rows rows of the matrix, as those of a segment."""
-    groups = groups_of(layout)
-    width = groups.width
-    mine = first + lax.broadcasted_iota(jnp.int32, (block.escape_rows, 1), 0)
-    found = escapes_of(words, layout, first, block.escape_rows)
+    groups = groups_of(task.layout)
+    mine = first + lax.broadcasted_iota(jnp.int32, (task.block.escape_rows, 1), 0)
+    found = escapes_of(task.words, task.layout, first, task.block.escape_rows)
 
     def add(chunk: Int[Array, ""], sums: list[Float[Array, " rows"]]) -> list[Float[Array, " rows"]]:
         row, column, value = found.chunk(chunk)
-        inside = column % width
+        inside = column % groups.width
         added = []
         for x_row, total in enumerate(sums):
-            start = (column // width * rows + x_row) * groups.columns + inside % groups.columns
-            product = value * pltriton.load(x.at[start * groups.count + inside // groups.columns])
+            start = (column // groups.width * task.rows + x_row) * groups.columns + inside % groups.columns
+            product = value * pltriton.load(task.x.at[start * groups.count + inside // groups.columns])
             added.append(total + jnp.sum(jnp.where(row[None, :] == mine, product[None, :], 0.0), axis=1))
         return added
 
-    sums = lax.fori_loop(0, found.chunks, add, [jnp.zeros(block.escape_rows, jnp.float32)] * rows)
-    for x_row, total in enumerate(sums):
-        _write(out, total, mine, (which * rows + x_row) * layout.rows, layout)
+    zeros = [jnp.zeros(task.block.escape_rows, jnp.float32)] * task.rows
+    for x_row, total in enumerate(lax.fori_loop(0, found.chunks, add, zeros)):
+        _write(task, total, mine, which=which, x_row=x_row)
 
 
 def _write(
-    out: Any,
+    task: Task,
     sums: Float[Array, " rows"],
     row: Int[Array, "rows 1"],
-    start: int | Int[Array, ""],
-    layout: FieldLayout,
+    *,
+    which: int | Int[Array, ""],
+    x_row: int,
 ) -> None:
+    """Of one row of x and these rows of the matrix, where there are such."""
     row = row.reshape(-1)
-    pltriton.store(out.at[start + row], sums, mask=row < layout.rows)
+    start = (which * task.rows + x_row) * task.layout.rows
+    pltriton.store(task.out.at[start + row], sums, mask=row < task.layout.rows)
 
 
 def _floats(
@@ -147,3 +125,13 @@ def _without_what_lies_behind(
         jnp.where(start + inside < layout.columns, weight, jnp.float32(0))
         for inside, weight in enumerate(weights)
     ]
+
+
+VECTOR = ProductBody(
+    tensor_cores=False,
+    padded_rows=lambda rows: rows,
+    arrange=arrange,
+    sums_of=sums_of,
+    multiply=multiply,
+    add_escapes=add_escapes,
+)
