@@ -36,6 +36,9 @@ def command(
     ] = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(min=1, help="Devices that would share every layer; of each --device-memory.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -48,30 +51,34 @@ def command(
     from endor_jax.store.remote.objects import FETCH_BYTES
     from endor_jax.streaming.advice import advise
     from endor_jax.streaming.budget import budgets, default_device
-    from endor_jax.streaming.devices import one_device
+    from endor_jax.streaming.devices import first_devices, one_device, over_mesh
     from endor_jax.streaming.link import choose_link
     from endor_jax.streaming.plan import READS
     from endor_jax.streaming.prediction import predict
+    from endor_jax.streaming.share import check_divides
     from endor_jax.streaming.sizes import format_size
     from endor_jax.streaming.transfer import shares_memory
 
     output = Output(as_json, quiet, verbose)
     path, device = locate(subject), default_device()
-    manifest = _manifest(path, sparsity, dtype)
+    devices = one_device(device) if tensor_parallel is None else over_mesh(first_devices(tensor_parallel))
+    manifest = _manifest(path, sparsity, dtype, shards=devices.count)
+    check_divides(path, manifest, devices.count)
     config = models.from_hf(manifest.model or {})
     stored = manifest.layout(manifest.record("embedding"))["weight"].dtype
-    device_bytes, host_bytes = budgets(device, device_memory, host_memory)
+    device_bytes, host_bytes = budgets(device, device_memory, host_memory, devices=devices.count)
     choice = _choice(path, manifest)
     shape, plan = place_model(
         manifest,
-        geometry(config, stored, context, batch_size, micro_batch=micro_batch),
+        geometry(config, stored, context, batch_size, micro_batch=micro_batch, devices=devices.count),
         device_budget_bytes=device_bytes,
         host_budget_bytes=host_bytes,
         reads=READS if choice is None else choice.reads,
         shares_memory=shares_memory(device),
         staged=choose_link(device).staged,
+        share=devices.share,
     )
-    costs = None if choice is None else costs_of(manifest, shape, choice=choice, devices=one_device(device))
+    costs = None if choice is None else costs_of(manifest, shape, choice=choice, devices=devices)
     prediction = None if costs is None else predict(plan, costs)
     advice = () if costs is None else advise(plan, costs, _free(device))
     peak = expected_peak_bytes(plan) + (FETCH_BYTES if isinstance(path, ObjectPath) else 0)
@@ -135,8 +142,8 @@ def _is_checkpoint(path: Path) -> bool:
     return any((path / name).exists() for name in (MANIFEST_FILE, JOURNAL_FILE, PARTS))
 
 
-def _manifest(path: Location, sparsity: float | None, dtype: str | None) -> Manifest:
-    """The manifest of a checkpoint, or the one that converting would give."""
+def _manifest(path: Location, sparsity: float | None, dtype: str | None, *, shards: int) -> Manifest:
+    """The manifest of a checkpoint, or the one that converting with so many shards would give."""
     from endor_jax import models
     from endor_jax.conversion.estimate import estimate_config, estimate_source
     from endor_jax.errors import InvalidInputError
@@ -158,9 +165,10 @@ def _manifest(path: Location, sparsity: float | None, dtype: str | None) -> Mani
             return opened.manifest
     if path.suffix == ".json":
         config = read_json_object(path)
-        return estimate_config(config, dtype=dtype or _own_dtype(config, path), sparsity=sparsity or 0.0)
+        dtype = dtype or _own_dtype(config, path)
+        return estimate_config(config, dtype=dtype, sparsity=sparsity or 0.0, shards=shards)
     with open_source(path) as source:
-        return estimate_source(source, dtype=dtype, sparsity=sparsity or 0.0)
+        return estimate_source(source, dtype=dtype, sparsity=sparsity or 0.0, shards=shards)
 
 
 def _own_dtype(config: Mapping[str, Any], path: Path) -> str:

@@ -42,30 +42,33 @@ def expected_codec(sparsity: float) -> Codec:
     return Codec("packed", 3, bitmap=False) if sparsity < WORTH_A_BITMAP else Codec("packed", 2)
 
 
-def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float) -> Manifest:
+def estimate_config(config: Mapping[str, Any], *, dtype: str, sparsity: float, shards: int = 1) -> Manifest:
     """The manifest that converting a model of this config.json would give, its layers pruned to `sparsity`.
 
-    Raises what `models.from_hf` raises, OptionError for a dtype or sparsity that `convert` refuses.
+    Raises what `models.from_hf` raises, OptionError for a dtype, a sparsity or shards that `convert` refuses.
     """
-    ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
+    # Refuses what it would refuse.
+    ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype, shards=shards)
     infos = {
         record: {name: TensorInfo(shape, dtype) for name, shape in named.items()}
         for record, named in models.part_shapes(models.decoder(parsed_config(config))).items()
     }
-    return _estimate_infos(infos, sparsity, config)
+    return _estimate_infos(infos, sparsity, config, shards=shards)
 
 
-def estimate_source(source: Source, *, dtype: str | None, sparsity: float) -> Manifest:
+def estimate_source(source: Source, *, dtype: str | None, sparsity: float, shards: int = 1) -> Manifest:
     """The manifest that converting this source would give, in its own dtypes or in `dtype`.
 
-    Raises as `locate` and `models.from_hf` do, OptionError for a dtype or sparsity that `convert` refuses.
+    Raises as `locate` and `models.from_hf` do, OptionError for a dtype, a sparsity or shards that `convert`
+    refuses.
     """
-    ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype)  # refuses what it would refuse
+    # Refuses what it would refuse.
+    ConvertSettings(prune="magnitude", sparsity=sparsity, dtype=dtype, shards=shards)
     parsed_config(source.config)
     infos: dict[str, dict[str, TensorInfo]] = {}
     for place, name in locate(source).items():
         infos.setdefault(place.record, {})[place.tensor] = stored_info(source, name, dtype)
-    return _estimate_infos(infos, sparsity, source.config)
+    return _estimate_infos(infos, sparsity, source.config, shards=shards)
 
 
 def parsed_config(config: Mapping[str, Any]) -> models.LlamaConfig | models.OptConfig:
@@ -101,7 +104,7 @@ def stored_info(source: Source, name: str, dtype: str | None) -> TensorInfo:
 
 
 def _estimate_infos(
-    infos: Mapping[str, Mapping[str, TensorInfo]], sparsity: float, config: Mapping[str, Any]
+    infos: Mapping[str, Mapping[str, TensorInfo]], sparsity: float, config: Mapping[str, Any], *, shards: int
 ) -> Manifest:
     def zeros(record: str, _: str) -> float:
         return sparsity if record.startswith("layers.") else 0.0
@@ -114,7 +117,7 @@ def _estimate_infos(
         record: {name: spec(info, zeros(record, name)) for name, info in named.items()}
         for record, named in infos.items()
     }
-    return estimate(record_layouts(specs), zeros, config)
+    return estimate(record_layouts(specs, shards=shards), zeros, config)
 
 
 def estimate(

@@ -20,9 +20,9 @@ WORTH_SAYING = 1.15
 
 @dataclass(frozen=True)
 class Free:
-    """Bytes that are free for a plan, apart from its budgets: on the device, on the host.
+    """Bytes that are free for a plan, apart from its budgets: on a device, on the host.
 
-    Where both are one memory, each figure is all of it.
+    Where all are one memory, each figure is all of it.
     """
 
     device_bytes: int
@@ -34,13 +34,15 @@ def advise(plan: Plan, costs: Costs, free: Free) -> tuple[str, ...]:
     if plan.count("device") == len(plan.demands):
         return ()
     resident = _resident(plan, costs)
-    needed = resident.device_bytes + (resident.host_bytes if plan.shares_memory else 0)
+    needed = resident.device_bytes
+    if plan.shares_memory:
+        needed = plan.devices * needed + resident.host_bytes
     gain = predict(resident, costs).tokens_per_second / predict(plan, costs).tokens_per_second
     if needed <= free.device_bytes and gain >= WORTH_SAYING:
+        taken, there = format_size(resident.device_bytes), format_size(_free_for_each(plan, free))
         return (
-            "Offloading is pointless: all records fit on the device, in "
-            f"{format_size(resident.device_bytes)} of {format_size(free.device_bytes)} that are free. "
-            f"{_give(plan, resident, costs)}",
+            f"Offloading is pointless: all records fit on {_device(plan)}, in {taken} of {there} that are "
+            f"free. {_give(plan, resident, costs)}",
         )
     found = [_small_step(plan, costs, free), _unused_host(plan, costs, free), _beyond_page_cache(plan, costs)]
     return tuple(sentence for sentence in found if sentence is not None)
@@ -64,7 +66,17 @@ def _with_budgets(plan: Plan, costs: Costs, device_bytes: int, host_bytes: int) 
         reads=costs.reads,
         shares_memory=plan.shares_memory,
         staged=plan.staged,
+        devices=plan.devices,
     )
+
+
+def _device(plan: Plan) -> str:
+    return "the device" if plan.devices == 1 else f"each of the {plan.devices} devices"
+
+
+def _free_for_each(plan: Plan, free: Free) -> int:
+    """Bytes that one device could be given. Where all memory is one, devices share it."""
+    return free.device_bytes // (plan.devices if plan.shares_memory else 1)
 
 
 def _give(plan: Plan, better: Plan, costs: Costs) -> str:
@@ -79,14 +91,14 @@ def _give(plan: Plan, better: Plan, costs: Costs) -> str:
 
 def _small_step(plan: Plan, costs: Costs, free: Free) -> str | None:
     """A device budget a little larger, where that helps much."""
-    more = min(int(SMALL_STEP * plan.device_budget_bytes), free.device_bytes)
+    more = min(int(SMALL_STEP * plan.device_budget_bytes), _free_for_each(plan, free))
     if more <= plan.device_budget_bytes:
         return None
     better = _with_budgets(plan, costs, more, plan.host_budget_bytes)
     gain = predict(better, costs).tokens_per_second / predict(plan, costs).tokens_per_second
     if gain < WORTH_SAYING:
         return None
-    what = "puts everything on the device" if not better.streamed else "would help much"
+    what = f"puts everything on {_device(plan)}" if not better.streamed else "would help much"
     if plan.read_bytes_per_pass and better.streamed and not better.read_bytes_per_pass:
         what = "makes reading from disk needless"
     extra = format_size(better.device_bytes - plan.device_budget_bytes)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import endor_jax as endor
 from endor_jax.cli.generate import comparison
-from endor_jax.cli.plan import prediction_values
+from endor_jax.cli.plan import plan_values, prediction_values
 from endor_jax.generate import step_rates
 from endor_jax.generate.statistics import Achieved
 from endor_jax.store import disk_rates, reader_choice
 from endor_jax.store.disk_rates import IN_FLIGHT, Rates, Reading
 from endor_jax.streaming import measure
+from endor_jax.streaming.devices import first_devices
 from endor_jax.streaming.prediction import Prediction
 from tests.generate.budgets import smallest
 
@@ -53,6 +55,32 @@ def test_plan_predicts_and_advises(run_command, checkpoint):
     words = run_command("plan", checkpoint, *budgets).stdout
     assert "prediction   " in words
     assert "advice       Offloading is pointless: all records fit on the device" in words
+
+
+def test_plan_for_several_devices_is_the_one_that_they_load(run_command, checkpoint, tmp_path):
+    sharded = tmp_path / "sharded.endor"
+    run_command("reshard", checkpoint, sharded, "--shards", "4")
+    budgets = {"device_memory": "3MiB", "host_memory": "8MiB"}
+    options = [word for name, size in budgets.items() for word in (f"--{name.replace('_', '-')}", size)]
+    said = run_command("plan", sharded, *options, "--tensor-parallel", "4", "--json")
+    result = json.loads(said.stdout)
+    with endor.load(sharded, mesh=first_devices(4), **budgets) as model:
+        assert {name: result[name] for name in plan_values(model.plan)} == plan_values(model.plan)
+        assert result["devices"] == 4
+        assert (model.prediction is None) == (result["prediction"] is None)
+    refused = run_command("plan", checkpoint, "--tensor-parallel", "4")
+    assert "a multiple of 4 parts" in refused.stderr
+    assert "endor reshard" in refused.stderr
+
+
+def test_plan_for_several_devices_of_what_is_not_converted(run_command, source):
+    """As if it were converted with as many shards."""
+    options = ("--sparsity", "0.5", "--json")
+    alone = json.loads(run_command("plan", source, *options).stdout)
+    shared = json.loads(run_command("plan", source, *options, "--tensor-parallel", "2").stdout)
+    of_config = run_command("plan", source / "config.json", *options, "--tensor-parallel", "2")
+    assert json.loads(of_config.stdout)["devices"] == shared["devices"] == 2
+    assert shared["resident_bytes"] < 0.7 * alone["resident_bytes"]
 
 
 def test_plan_for_many_sequences_at_once(run_command, checkpoint):

@@ -60,6 +60,23 @@ def test_where_memory_is_shared_the_host_s_share_has_to_fit_too() -> None:
     assert "pointless" in advise(plan, DISK_BOUND, Free(everything + 500, everything + 500))[0]
 
 
+def test_devices_that_share_one_memory_need_room_for_each_of_them() -> None:
+    plan = make_plan(
+        DEMANDS,
+        fixed=FixedCosts(host=(("embedding", 500),)),
+        device_budget_bytes=10 * SIZE,
+        host_budget_bytes=30 * SIZE,
+        shares_memory=True,
+        devices=4,
+    )
+    room = 4 * RECORDS * SIZE + 500
+    assert "pointless" not in " ".join(advise(plan, DISK_BOUND, Free(room - 1, room - 1)))
+    sentence, *_ = advise(plan, DISK_BOUND, Free(room, room))
+    assert sentence.startswith(
+        "Offloading is pointless: all records fit on each of the 4 devices, in 19.53 KiB of 19.65 KiB"
+    )
+
+
 def test_a_little_more_device_memory_that_holds_everything_is_named_with_what_it_gives() -> None:
     plan = plan_of(RECORDS * SIZE - 1, 5 * SIZE)
     free = Free(RECORDS * SIZE - 1, 0)
