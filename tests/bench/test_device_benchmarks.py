@@ -221,11 +221,13 @@ def test_an_expansion_with_other_bits_is_a_fault(small: None, monkeypatch: pytes
 
 def test_a_contender_that_fails_is_a_fault_and_the_others_are_measured(small: None):
     cell = ExpandCell((16, 128), "raw", 0.5)
-    settings = DeviceExpandSettings((cell,), implementations=("triton", "xla"), seconds=0.0)
+    settings = DeviceExpandSettings((cell,), implementations=("triton", "mosaic", "xla"), seconds=0.0)
     record = measure_device_expand(settings)
     assert record.cases[0].exact == {"xla": True}
-    (fault,) = record.faults
-    assert fault.startswith("expand 16x128 raw 50%: triton failed: UnsupportedError: implementation: got")
+    triton, mosaic = record.faults
+    assert triton.startswith("expand 16x128 raw 50%: triton failed: UnsupportedError: implementation: got")
+    assert mosaic.startswith("expand 16x128 raw 50%: mosaic failed: ")
+    assert "no record of a device" not in mosaic  # it is not refused here: it could not be compiled
 
 
 def test_what_a_failed_program_took_is_made_again(small: None):
@@ -368,6 +370,20 @@ def test_options_of_the_other_place_are_refused(suite: str, monkeypatch: pytest.
         done = CliRunner().invoke(app, ["bench", suite, *options])
         assert done.exit_code == 2
         assert said in done.stderr
+
+
+def test_what_expands_can_be_named(as_on_a_device: None, monkeypatch: pytest.MonkeyPatch):
+    options = ["--shape", "16x128", "--codec", "raw", "--sparsity", "0.5", "--seconds", "0", "--json"]
+    asked = ["bench", "expand", *options, "--implementation"]
+    done = CliRunner().invoke(app, [*asked, "xla"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["settings"]["implementations"] == ["xla"]
+    wrong = CliRunner().invoke(app, [*asked, "cpu"])
+    assert wrong.exit_code == 2
+    assert "--implementation: got cpu, expected triton, xla, mosaic" in wrong.stderr
+    monkeypatch.setattr(device, "on_a_device", lambda: False)
+    refused = CliRunner().invoke(app, [*asked, "xla"])
+    assert "expected nothing: JAX computes on the CPU here" in refused.stderr
 
 
 def test_stored_bytes_are_those_of_the_words():

@@ -19,6 +19,8 @@ case "$*" in
   *jax.devices*) echo "== jax 0 gpu: fake"; exit "${NO_GPU:-0}" ;;
   *native.available*) exit "${NO_EXTENSION:-0}" ;;
   *pytest*test_expand_conformance*) echo "1 failed"; exit "${CONFORMANCE:-0}" ;;
+  *pytest*test_mosaic_on_device*) exit "${MOSAIC:-0}" ;;
+  *"--implementation mosaic"*) exit 0 ;;
   *"bench expand"*) echo "a table"; echo "a note" >&2; exit "${EXPAND:-0}" ;;
 esac
 """
@@ -47,11 +49,12 @@ def calls(tmp_path: Path, *words: str) -> list[str]:
 def test_all_steps_run_and_leave_few_files(tmp_path: Path) -> None:
     done = command(tmp_path, str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "== all succeeded: conformance tests expand linear"
+    assert done.stdout.splitlines()[-1] == "== all succeeded: conformance tests expand linear mosaic"
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
         "expand.txt",
         "linear.txt",
         "log.txt",
+        "mosaic.txt",
     ]
     assert (tmp_path / "out" / "expand.txt").read_text() == "a table\n"
     assert "a note" in (tmp_path / "out" / "log.txt").read_text()
@@ -61,6 +64,11 @@ def test_all_steps_run_and_leave_few_files(tmp_path: Path) -> None:
     (others,) = calls(tmp_path, "-m gpu", "-n 0", "tests/gpu/test_on_device.py")
     assert "tests/streaming/test_transfer_gpu.py" in others
     assert "tests/kernels" not in others
+    assert "mosaic" not in kernels + others
+    (unproven,) = calls(tmp_path, "-m gpu", "tests/gpu/test_mosaic_on_device.py")
+    assert "tests/kernels" not in unproven
+    (timed,) = calls(tmp_path, "bench expand", "--implementation mosaic --implementation triton")
+    assert f"--record {tmp_path / 'out'}/mosaic.json" in timed
     (linear,) = calls(tmp_path, "bench linear")
     out = tmp_path / "out"
     assert f"--minutes 8 --record {out}/linear.json --plot {out}/linear.svg" in linear
@@ -75,6 +83,13 @@ def test_a_step_that_fails_does_not_end_the_others_and_is_said(tmp_path: Path) -
     assert calls(tmp_path, "bench linear --minutes 2")
 
 
+def test_a_kernel_that_is_wrong_is_not_timed(tmp_path: Path) -> None:
+    done = command(tmp_path, str(tmp_path / "out"), "mosaic", MOSAIC="1")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "== failed: mosaic"
+    assert not calls(tmp_path, "bench expand")
+
+
 def test_steps_can_be_chosen(tmp_path: Path) -> None:
     done = command(tmp_path, str(tmp_path / "out"), "linear", CONFORMANCE="1")
     assert done.returncode == 0
@@ -82,7 +97,7 @@ def test_steps_can_be_chosen(tmp_path: Path) -> None:
     assert not calls(tmp_path, "-m pytest")
     wrong = command(tmp_path, str(tmp_path / "out"), "linaer")
     assert wrong.returncode == 2
-    assert "no step 'linaer'; there are: conformance tests expand linear" in wrong.stderr
+    assert "no step 'linaer'; there are: conformance tests expand linear mosaic" in wrong.stderr
 
 
 def test_an_extension_that_is_missing_is_built_and_if_it_cannot_be_that_is_said(tmp_path: Path) -> None:

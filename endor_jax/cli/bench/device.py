@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from endor_jax.bench.device_linear import DeviceLinearCase, DeviceLinearRecord, DeviceLinearSettings
     from endor_jax.bench.device_timing import DeviceTiming
     from endor_jax.cli.console import Output
+    from endor_jax.kernels.backends import Implementation
 
 Value = TypeVar("Value")
 
@@ -41,6 +42,28 @@ Sparsities = Annotated[
         help="Fraction of zeros. Default: 0.5; on a GPU several, and may be given several times.",
     ),
 ]
+
+Implementations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--implementation",
+        help="On a GPU: what is measured, the first being ours; also mosaic, which is offered nowhere yet. "
+        "Default: all that are offered there. May be given several times.",
+    ),
+]
+
+
+def named(implementations: Sequence[str] | None) -> tuple[Implementation, ...]:
+    """The implementations of these names. Raises OptionError for one that no device has."""
+    from endor_jax.errors import OptionError
+
+    known: dict[str, Implementation] = {"triton": "triton", "xla": "xla", "mosaic": "mosaic"}
+    for name in implementations or ():
+        if name not in known:
+            raise OptionError(
+                "--implementation", got=name, expected=", ".join(known), fix="leave it out to take the best"
+            )
+    return tuple(known[name] for name in implementations or ())
 
 
 def one(name: str, given: Sequence[Value] | None, default: Value) -> Value:

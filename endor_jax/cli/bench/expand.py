@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from endor_jax.cli.bench.device import Full, Minutes, Sparsities, expand_on_device, one, refuse
+from endor_jax.cli.bench.device import (
+    Full,
+    Implementations,
+    Minutes,
+    Sparsities,
+    expand_on_device,
+    named,
+    one,
+    refuse,
+)
 from endor_jax.cli.bench.options import (
     Dtype,
     Plot,
@@ -40,6 +49,7 @@ def command(
     dtype: Dtype = "bfloat16",
     threads: Threads = None,
     seconds: Seconds = 1.0,
+    implementation: Implementations = None,
     full: Full = False,
     minutes: Minutes = None,
     record: Record = None,
@@ -64,10 +74,10 @@ def command(
         refuse("a device", {"--threads": threads})
         cells = _device_cells(shapes, codec, sparsity, full=full)
         limit = None if minutes is None else 60 * minutes
-        wanted = DeviceExpandSettings(cells, dtype=dtype, seconds=seconds, limit_seconds=limit)
+        wanted = DeviceExpandSettings(cells, dtype, named(implementation), seconds, limit)
         expand_on_device(wanted, output, record, plot)
         return
-    refuse("the CPU", {"--full": full, "--minutes": minutes})
+    refuse("the CPU", {"--full": full, "--minutes": minutes, "--implementation": implementation})
     settings = ExpandSettings(
         shapes=shapes or SHAPES,
         codecs=tuple(codec or CODECS),
