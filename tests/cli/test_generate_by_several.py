@@ -1,6 +1,6 @@
 """`endor generate` by two processes of two devices each: the tokens of one device, and an end when one dies.
 
-ENDOR_TEST_PEERS=all kills either process.
+ENDOR_TEST_PEERS=all kills either process, whether they share all layers or each has some.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import endor_jax as endor
+from tests.cases import spread
 from tests.peers.conftest import free_port
 from tests.tiny_models import LLAMA, write_tiny
 
@@ -47,7 +48,8 @@ finally:
 """
 TIMEOUT, SLACK_SECONDS, LIMIT_SECONDS = 3.0, 15.0, 150.0
 PROMPT = "Once upon a time"
-VICTIMS = [0, 1] if os.environ.get("ENDOR_TEST_PEERS") == "all" else [0]
+TENSOR, PIPELINE = ("--tensor-parallel", "4"), ("--pipeline-parallel", "2", "--tensor-parallel", "2")
+KILLED = spread([0, 1], [TENSOR, PIPELINE], every=2, complete=os.environ.get("ENDOR_TEST_PEERS") == "all")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(path: Path, *options: str, index: int, port: int, timeout: float) -> subprocess.Popen[bytes]:
     run = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-index", str(index))
-    words = ("generate", path, "-p", PROMPT, "--tensor-parallel", "4", *run, "--peer-timeout", str(timeout))
+    words = ("generate", path, "-p", PROMPT, *run, "--peer-timeout", str(timeout))
     return subprocess.Popen(
         [sys.executable, "-c", SAYING_WHAT_IT_DID, *map(str, words), *options],
         stdout=subprocess.PIPE,
@@ -70,7 +72,7 @@ def start(path: Path, *options: str, index: int, port: int, timeout: float) -> s
 
 
 def test_two_processes_say_what_one_device_says(shared: Path):
-    options = ("--max-tokens", "8", "--context", "64", "--device-memory", "1GiB")
+    options = (*TENSOR, "--max-tokens", "8", "--context", "64", "--device-memory", "1GiB")
     port = free_port()
     first, second = (
         start(shared, *options, *own, index=i, port=port, timeout=60.0)
@@ -93,9 +95,9 @@ def test_two_processes_say_what_one_device_says(shared: Path):
         assert int(read) == pytest.approx(whole / 2, rel=0.1)
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_when_one_is_killed_the_other_says_so_and_ends(shared: Path, victim: int):
-    options = ("--max-tokens", "400")
+@pytest.mark.parametrize(("victim", "parallel"), KILLED)
+def test_when_one_is_killed_the_other_says_so_and_ends(shared: Path, victim: int, parallel: tuple[str, ...]):
+    options = (*parallel, "--max-tokens", "400")
     port = free_port()
     both = [start(shared, *options, index=i, port=port, timeout=TIMEOUT) for i in range(2)]
     with both[0], both[1]:
