@@ -92,31 +92,14 @@ def command(
     """Generate text. Chat models get the prompt in their chat template."""
     from endor_jax.cli.batch import Batch, answer_batch, answers_file
     from endor_jax.cli.batch_file import read_prompts
-    from endor_jax.errors import OptionError
     from endor_jax.generate.continuation import wishes_for
     from endor_jax.generate.model import load
     from endor_jax.generate.sampling import Sampler
 
     output = Output(as_json, quiet, verbose)
-    if (prompt is None) == (batch_file is None):
-        raise OptionError(
-            "generate",
-            got="neither --prompt nor --batch-file" if prompt is None else "--prompt and --batch-file",
-            expected="one of them",
-            fix='say -p "Once upon a time"',
-        )
-    if output_file is not None and batch_file is None:
-        raise OptionError(
-            "generate", got="--output and --prompt", expected="--batch-file", fix="redirect stdout instead"
-        )
-    parallel = tensor_parallel or pipeline_parallel
-    if processes is not None and (parallel is None or output_file is not None):
-        raise OptionError(
-            "generate",
-            got="--processes and " + ("--output" if parallel else "no --tensor-parallel"),
-            expected="--tensor-parallel or --pipeline-parallel, and answers on stdout of process 0",
-            fix="say how many devices all processes have together, and redirect stdout",
-        )
+    _check_prompts(prompt, batch_file, output_file)
+    if processes is not None:
+        _check_processes(tensor_parallel or pipeline_parallel, output_file)
     sampler = Sampler(temp, top_p, seed, top_k, min_p, repetition_penalty)
     wishes = wishes_for(max_tokens, sampler, stop or ())
     prompts = None if batch_file is None else read_prompts(batch_file)
@@ -149,14 +132,39 @@ def command(
                 )
         assert model.statistics is not None
         if as_json:
-            expected = {"expected_peak_host_bytes": model.expected_peak_host_bytes, "reader": model.reader}
-            expected["bytes_fetched"] = model.bytes_fetched
-            figures = statistics_values(model.statistics) | expected | {"plan": plan_values(model.plan)}
-            figures["plans"] = {str(number): plan_values(plan) for number, plan in model.plans.items()}
-            figures["prediction"] = prediction_values(model.prediction)
-            output.json(result | figures)
+            output.json(result | statistics_values(model.statistics) | _model_values(model))
         else:
             output.notes.print(summary(model, model.statistics), style="dim")
+
+
+def _check_prompts(prompt: str | None, batch_file: str | None, output_file: str | None) -> None:
+    """Raises OptionError unless there is one source of prompts, and a file for the answers to many only."""
+    from endor_jax.errors import OptionError
+
+    if (prompt is None) == (batch_file is None):
+        raise OptionError(
+            "generate",
+            got="neither --prompt nor --batch-file" if prompt is None else "--prompt and --batch-file",
+            expected="one of them",
+            fix='say -p "Once upon a time"',
+        )
+    if output_file is not None and batch_file is None:
+        raise OptionError(
+            "generate", got="--output and --prompt", expected="--batch-file", fix="redirect stdout instead"
+        )
+
+
+def _check_processes(parallel: int | None, output_file: str | None) -> None:
+    """Raises OptionError unless several processes are told how to share the model, and who answers."""
+    from endor_jax.errors import OptionError
+
+    if parallel is None or output_file is not None:
+        raise OptionError(
+            "generate",
+            got="--processes and " + ("--output" if parallel else "no --tensor-parallel"),
+            expected="--tensor-parallel or --pipeline-parallel, and answers on stdout of process 0",
+            fix="say how many devices all processes have together, and redirect stdout",
+        )
 
 
 def _mesh(stages: int | None, devices: int | None) -> Mesh | None:
@@ -166,6 +174,18 @@ def _mesh(stages: int | None, devices: int | None) -> Mesh | None:
     if stages is not None:
         return first_stages(stages, devices or 1)
     return None if devices is None else first_devices(devices)
+
+
+def _model_values(model: Model) -> dict[str, Any]:
+    """What was planned and expected of a model, as JSON."""
+    return {
+        "expected_peak_host_bytes": model.expected_peak_host_bytes,
+        "reader": model.reader,
+        "bytes_fetched": model.bytes_fetched,
+        "plan": plan_values(model.plan),
+        "plans": {str(number): plan_values(plan) for number, plan in model.plans.items()},
+        "prediction": prediction_values(model.prediction),
+    }
 
 
 def announce(model: Model, output: Output) -> None:
