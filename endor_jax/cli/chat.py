@@ -22,6 +22,7 @@ from endor_jax.cli.console import (
     cache_of,
     read_text,
 )
+from endor_jax.cli.devices import PipelineParallel, TensorParallel, mesh_of
 from endor_jax.cli.generate import announce, statistics_values, summary
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
@@ -51,6 +52,8 @@ def command(
     host_memory: HostMemory = None,
     cache_size: CacheSize = None,
     cache_dir: CacheDir = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -68,6 +71,7 @@ def command(
         host_memory=host_memory,
         cache=cache_of(cache_size, cache_dir),
         context=context,
+        mesh=mesh_of(pipeline_parallel, tensor_parallel),
     ) as model:
         announce(model, output)
         # What the model is told first stays in the cache when all the rest is forgotten.

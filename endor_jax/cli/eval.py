@@ -21,6 +21,7 @@ from endor_jax.cli.console import (
     Verbose,
     cache_of,
 )
+from endor_jax.cli.devices import PipelineParallel, TensorParallel, mesh_of
 from endor_jax.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def command(
     host_memory: HostMemory = None,
     cache_size: CacheSize = None,
     cache_dir: CacheDir = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -69,6 +72,7 @@ def command(
             cache=cache_of(cache_size, cache_dir),
             context=context,
             batch=batch_size,
+            mesh=mesh_of(pipeline_parallel, tensor_parallel),
         ) as model,
         output.progress() as progress,
         contextlib.redirect_stdout(sys.stderr),  # the harness prints

@@ -21,13 +21,12 @@ from endor_jax.cli.console import (
     cache_of,
     read_text,
 )
+from endor_jax.cli.devices import PipelineParallel, TensorParallel, mesh_of
 from endor_jax.cli.joined import Coordinator, PeerTimeout, Processes, ProcessIndex, joined
 from endor_jax.cli.plan import plan_values, prediction_values
 from endor_jax.cli.sampling import MinP, RepetitionPenalty, Seed, Stop, Temp, TopK, TopP
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from endor_jax.cli.batch_file import Prompt
     from endor_jax.generate.continuation import Wishes
     from endor_jax.generate.model import Model
@@ -70,18 +69,12 @@ def command(
     host_memory: HostMemory = None,
     cache_size: CacheSize = None,
     cache_dir: CacheDir = None,
-    tensor_parallel: Annotated[
-        int | None,
-        typer.Option(min=1, help="Devices that share every layer; the checkpoint needs --shards."),
-    ] = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     coordinator: Coordinator = None,
     processes: Processes = None,
     process_index: ProcessIndex = None,
     peer_timeout: PeerTimeout = None,
-    pipeline_parallel: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stages, each with some of the layers, on devices of their own."),
-    ] = None,
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Take the prompt as it is.")
     ] = False,
@@ -117,7 +110,7 @@ def command(
             context=context,
             batch=sequences,
             micro_batch=micro_batch,
-            mesh=_mesh(pipeline_parallel, tensor_parallel),
+            mesh=mesh_of(pipeline_parallel, tensor_parallel),
             peers=peers,
         ) as model,
     ):
@@ -165,15 +158,6 @@ def _check_processes(parallel: int | None, output_file: str | None) -> None:
             expected="--tensor-parallel or --pipeline-parallel, and answers on stdout of process 0",
             fix="say how many devices all processes have together, and redirect stdout",
         )
-
-
-def _mesh(stages: int | None, devices: int | None) -> Mesh | None:
-    """The devices that `--pipeline-parallel` and `--tensor-parallel` ask for; None if neither is said."""
-    from endor_jax.streaming.devices import first_devices, first_stages
-
-    if stages is not None:
-        return first_stages(stages, devices or 1)
-    return None if devices is None else first_devices(devices)
 
 
 def _model_values(model: Model) -> dict[str, Any]:

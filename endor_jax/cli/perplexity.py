@@ -19,6 +19,7 @@ from endor_jax.cli.console import (
     Verbose,
     cache_of,
 )
+from endor_jax.cli.devices import PipelineParallel, TensorParallel, mesh_of
 
 
 def command(
@@ -39,6 +40,8 @@ def command(
     host_memory: HostMemory = None,
     cache_size: CacheSize = None,
     cache_dir: CacheDir = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -60,6 +63,7 @@ def command(
         cache=cache_of(cache_size, cache_dir),
         context=length,
         batch=batch_size,
+        mesh=mesh_of(pipeline_parallel, tensor_parallel),
     ) as model:
         output.detail(repr(model.plan))
         with output.progress() as progress:

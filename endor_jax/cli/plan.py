@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
+from endor_jax.cli.devices import TensorParallel, mesh_of
 from endor_jax.location import Location, ObjectPath, locate
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def command(
     ] = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
-    tensor_parallel: Annotated[
-        int | None, typer.Option(min=1, help="Devices that would share every layer; of each --device-memory.")
-    ] = None,
+    tensor_parallel: TensorParallel = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -51,7 +50,7 @@ def command(
     from endor_jax.store.remote.objects import FETCH_BYTES
     from endor_jax.streaming.advice import advise
     from endor_jax.streaming.budget import budgets, default_device
-    from endor_jax.streaming.devices import first_devices, one_device, over_mesh
+    from endor_jax.streaming.devices import one_device, over_mesh
     from endor_jax.streaming.link import choose_link
     from endor_jax.streaming.plan import READS
     from endor_jax.streaming.prediction import predict
@@ -61,7 +60,8 @@ def command(
 
     output = Output(as_json, quiet, verbose)
     path, device = locate(subject), default_device()
-    devices = one_device(device) if tensor_parallel is None else over_mesh(first_devices(tensor_parallel))
+    mesh = mesh_of(None, tensor_parallel)
+    devices = one_device(device) if mesh is None else over_mesh(mesh)
     manifest = _manifest(path, sparsity, dtype, shards=devices.count)
     check_divides(path, manifest, devices.count)
     config = models.from_hf(manifest.model or {})
