@@ -46,8 +46,9 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
     tree: dicts with text for keys, lists and tuples, or one Record. What lies on a device is copied to the
     host as a whole. On disk are the words as they are and some kilobytes. Raises DestinationExistsError,
-    StorageError, UnsupportedError for trees of other containers, for leaves that are no numbers, and for a
-    SparseTensor that is a view of a record, whose words would be stored once for every view.
+    StorageError, UnsupportedError for trees of other containers, for leaves that are no numbers or have no
+    elements, and for a SparseTensor that is a view of a record, whose words would be stored once for every
+    view.
     """
     target = Path(path).absolute()
     if os.path.lexists(target):
@@ -66,6 +67,14 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
             expected="dicts with text for keys, lists and tuples, or one Record",
             fix="convert it first, an nnx.State with nnx.to_pure_dict",
         )
+    for name, node in named.items():
+        if not _is_packed(node) and not node.size:
+            raise UnsupportedError(
+                f"tree to save, {name}",
+                got=f"an array of shape {node.shape}, without elements",
+                expected="arrays that have some: Orbax saves no other",
+                fix="leave it out, and make it anew after restoring",
+            )
     description = describe(shape, {name: node for name, node in named.items() if _is_packed(node)})
     orbax = orbax_v1()
     context = orbax.Context()

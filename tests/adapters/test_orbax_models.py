@@ -138,6 +138,7 @@ def test_orbax_reads_it_as_a_tree_of_arrays(tmp_path: Path) -> None:
         ({"key": jax.random.key(0)}, "expected a Record, a SparseTensor, an array or a number"),
         ({1: np.ones(2)}, "containers that JSON cannot name"),
         (np.ones(2), "got a single array"),
+        ({"a": {"none": np.ones((0, 3))}}, r"a\.none: got an array of shape \(0, 3\), without elements"),
     ],
 )
 def test_trees_that_cannot_be_named_are_refused(tmp_path: Path, tree: Any, message: str) -> None:
