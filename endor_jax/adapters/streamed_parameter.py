@@ -32,3 +32,5 @@ class StreamedParameter(jax.ShapeDtypeStruct):
     __jax_array__ = __array__ = __getitem__ = __iter__ = __float__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __matmul__ = __rmatmul__ = __neg__ = __pow__ = _refuse
+    astype = reshape = transpose = dot = sum = mean = min = max = _refuse
+    T = mT = at = property(_refuse)

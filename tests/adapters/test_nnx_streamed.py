@@ -423,6 +423,8 @@ def test_calls_inside_transformations_are_refused(path: Path) -> None:
         lambda block: block.up.kernel[...],
         lambda block: block.up.kernel * 2,
         lambda block: X @ block.up.kernel,
+        lambda block: block.up.kernel.T,
+        lambda block: block.up.kernel.astype("float32"),
         lambda block: np.asarray(block.up.kernel.get_value()),
         lambda block: block.up(X),
     ],
