@@ -11,6 +11,10 @@ import hypothesis
 import jax
 import pytest
 
+from tests import typechecker
+
+# pyproject.toml gives jaxtyping's import hook `typechecker.checked`.
+typechecker.install()
 # Mixed dtypes and silently broadcast ranks are errors in the package: users may run with these settings.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
