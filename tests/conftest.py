@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from tests import typechecker
+from tests.cases import ALL
 
 # pyproject.toml gives jaxtyping's import hook `typechecker.checked`.
 typechecker.install()
@@ -67,3 +68,21 @@ def _forget_compiled() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """A file's programs, and those of processes it starts, are compiled without most optimisations.
+
+    For files that take most of their time to compile, and whose claims are not about what XLA makes of a
+    program: no equal bits of different programs, no speed. With ENDOR_TEST_CASES=all they too are compiled as
+    users' are.
+    """
+    if ALL:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)

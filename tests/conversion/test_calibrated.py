@@ -30,6 +30,7 @@ from tests.cases import spread
 from tests.conversion.interrupting import contents
 from tests.tiny_models import LLAMA, OPT, OPT_350M, QWEN3, byte_tokenizer, random_tensors, write_tiny
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
 CONFIGS = {
     name: config | {"num_hidden_layers": 2}

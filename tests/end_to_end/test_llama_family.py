@@ -26,7 +26,7 @@ from tests.end_to_end.transformers_models import (
 )
 from tests.generate.budgets import smallest
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.usefixtures("compiled_quickly")]
 
 BUDGET_BYTES = 64 * 2**20
 PLENTY = 2**33

@@ -24,13 +24,17 @@ from endor_jax.sources.source import TensorInfo
 from tests.generate.budgets import smallest
 from tests.tiny_models import LLAMA, OPT, tensor_shapes, write_tiny
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+LAYERS = os.environ.get("ENDOR_TEST_LAYERS")
+"""Of the two large models, where it is set: with all their layers they take a minute longer on two cores."""
+
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
-    "num_hidden_layers": 30,
+    "num_hidden_layers": int(LAYERS or 8),  # of 30
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "max_position_embeddings": 8192,
@@ -44,8 +48,7 @@ ONE_BILLION = {
     "vocab_size": 32000,
     "hidden_size": 2048,
     "intermediate_size": 5632,
-    # All 22 layers take a minute longer on two cores: ENDOR_TEST_LAYERS=22 runs them.
-    "num_hidden_layers": int(os.environ.get("ENDOR_TEST_LAYERS", "4")),
+    "num_hidden_layers": int(LAYERS or 3),  # of 22
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,

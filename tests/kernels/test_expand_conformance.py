@@ -83,7 +83,7 @@ def with_every_shape() -> list[ParameterSet]:
         )
         for way in on_this_device([*HERE, "triton"])
         for (dtype, codec), named in spread(
-            KINDS, shapes.SHAPES, every=5, complete=EVERY_CASE or way.values[0] == "cpu"
+            KINDS, shapes.SHAPES, every=7, complete=EVERY_CASE or way.values[0] == "cpu"
         )
     ]
 

@@ -15,7 +15,7 @@ from tests.end_to_end import transformers_models
 from tests.end_to_end.conftest import one_thread  # noqa: F401, for all tests of this file
 from tests.end_to_end.transformers_models import save_random, torch
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.usefixtures("compiled_quickly")]
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "max_position_embeddings": 64}
 LLAMA = {**SIZES, "intermediate_size": 56, "num_attention_heads": 4, "initializer_range": 0.3}

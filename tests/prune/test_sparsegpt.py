@@ -17,6 +17,7 @@ from endor_jax.prune.wanda import wanda
 from tests.prune import transcriptions
 from tests.prune.problems import COLUMNS, ROWS, TWO_OF_FOUR, assert_sound, error, problem, share
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STRUCTURES = [ROW, MATRIX, TWO_OF_FOUR, parse_structure("2:3")]
 
 
