@@ -16,6 +16,7 @@ from tests.cli.conftest import NEVER_ENDING
 from tests.generate.test_session import TEMPLATE
 from tests.tiny_models import write_tiny
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 LINES = [
     {"prompt": "Hello"},
     {"id": "mine", "messages": [{"role": "user", "content": "Grüße"}]},

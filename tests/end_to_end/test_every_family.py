@@ -18,7 +18,7 @@ from tests.end_to_end.transformers_models import (
 )
 from tests.generate.budgets import smallest
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.usefixtures("compiled_quickly")]
 
 SIZES = {
     "vocab_size": 300,

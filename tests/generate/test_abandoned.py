@@ -22,6 +22,7 @@ from endor_jax.store.manifest import read_manifest
 from endor_jax.store.part import DATA_FILE
 from tests.generate.budgets import smallest
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PROMPT = [5, 6, 7, 8]
 
 

@@ -12,6 +12,7 @@ from endor_jax.generate.sampling import Sampler
 from tests.cases import spread
 from tests.tiny_models import END, LLAMA, OPT, write_tiny
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

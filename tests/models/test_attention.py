@@ -14,6 +14,8 @@ from endor_jax.models import cache as kv_cache
 from endor_jax.models.attention import attend
 from endor_jax.models.cache import KVCache
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize("window", [None, 1, 2, 4, 9])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
