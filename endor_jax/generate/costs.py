@@ -11,6 +11,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from endor_jax.format.layout import FieldLayout, RecordLayout
 from endor_jax.generate.gathers import gather_bytes
@@ -28,6 +29,7 @@ from endor_jax.streaming.rates import Curve, Product
 from endor_jax.streaming.transfer import shares_memory
 
 LOGITS = "float32"
+OWN_BYTES = "dense-raw"
 
 
 def costs_of(
@@ -74,9 +76,8 @@ def _compute_seconds(
     else they do is one thread's each.
     """
     curve = functools.cache(functools.partial(product_curve, device=devices.first))
-    codec, dtype = Counter((tensor.codec.name, tensor.dtype) for tensor in fields(layouts[0])).most_common(1)[
-        0
-    ][0]
+    kinds = Counter((matrix.codec, matrix.dtype) for matrix in _matrices(layouts[0]))
+    ((codec, dtype), _), *_ = kinds.most_common(1)
     own = step_rates(shape, rows=shape.rows, curve=curve, device=devices.first, codec=codec, dtype=dtype)
     sharing = len(devices.own) if shares_memory(devices.first) else 1
     turns = sharing / min(sharing, len(usable_cpus()))
@@ -94,17 +95,30 @@ def product_seconds(
     layout: RecordLayout, shape: Geometry, curve: Callable[[Product], Curve], *, head: bool = False
 ) -> float:
     """Of all products of one micro-batch with the matrices of a record, as a device has it."""
+    output = LOGITS if head else shape.dtype
     return sum(
-        curve(_product(tensor, shape, head=head)).seconds(layout.parts * tensor.rows * tensor.columns)
-        for tensor in fields(layout)
+        curve(Product(each.codec, each.dtype, shape.dtype, output, shape.rows)).seconds(each.elements)
+        for each in _matrices(layout)
     )
 
 
-def fields(layout: RecordLayout) -> list[FieldLayout]:
-    """The compressed matrices of a record."""
-    return [tensor for _, tensor in layout.tensors if isinstance(tensor, FieldLayout)]
+@dataclass(frozen=True)
+class _Matrix:
+    codec: str
+    dtype: str
+    elements: int
 
 
-def _product(tensor: FieldLayout, shape: Geometry, *, head: bool) -> Product:
-    output = LOGITS if head else shape.dtype
-    return Product(tensor.codec.name, tensor.dtype, shape.dtype, output, shape.rows)
+def _matrices(layout: RecordLayout) -> list[_Matrix]:
+    """The compressed matrices of a record, with the rows that pad its parts; of one that has none, those
+    stored as their own bytes, which are multiplied about as fast as such fields without a bitmap."""
+    compressed = [
+        _Matrix(tensor.codec.name, tensor.dtype, layout.parts * tensor.rows * tensor.columns)
+        for _, tensor in layout.tensors
+        if isinstance(tensor, FieldLayout)
+    ]
+    return compressed or [
+        _Matrix(OWN_BYTES, tensor.dtype, math.prod(tensor.shape))
+        for _, tensor in layout.tensors
+        if len(tensor.shape) > 1
+    ]

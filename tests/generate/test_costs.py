@@ -112,6 +112,34 @@ def test_a_record_costs_its_step_and_its_products(tiny: Path, flat: None) -> Non
     assert head == pytest.approx(2 + 1e-9 * 320 * 64, abs=1e-8)
 
 
+def test_matrices_that_are_stored_as_their_own_bytes_cost_something_too(
+    tmp_path: Path, flat: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no matrix of a layer has a codec: `--values raw`, and nothing pruned."""
+    write_tiny(tmp_path / "source", LLAMA)
+    endor.convert(tmp_path / "source", tmp_path / "model.endor", values="raw")
+    asked = []
+    monkeypatch.setattr(costs_module, "product_curve", lambda product, device: asked.append(product) or FLAT)
+    with endor.open(tmp_path / "model.endor") as opened:
+        devices = one_device(default_device())
+        costs = costs_of(opened.manifest, geometry_of(LLAMA), choice=CHOICE, devices=devices)
+    assert costs is not None
+    layer, *_ = costs.record_seconds
+    assert layer == pytest.approx(1 + 1e-9 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64), abs=1e-8)
+    assert "dense-raw" in {product.codec for product in asked}
+
+
+def test_a_model_whose_matrices_are_their_own_bytes_has_a_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_choice, "SMALL_BYTES", 0)
+    write_tiny(tmp_path / "source", LLAMA)
+    endor.convert(tmp_path / "source", tmp_path / "model.endor", values="raw")
+    with endor.load(tmp_path / "model.endor") as model:
+        assert model.prediction is not None
+        assert model.prediction.compute_seconds > 0
+
+
 def test_devices_of_one_processor_add_up_and_gather(
     tmp_path: Path, flat: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
