@@ -133,7 +133,7 @@ def test_a_longer_context_costs_cache_and_activations(llama):
 
 @pytest.mark.slow
 def test_the_process_takes_less_with_a_smaller_budget(tmp_path):
-    config = SMOLLM2 | {"vocab_size": 8192, "max_position_embeddings": 512}
+    config = SMOLLM2 | {"vocab_size": 8192, "max_position_embeddings": 512, "num_hidden_layers": 14}
     source = write_large(tmp_path / "source", config)
     endor.convert(source, tmp_path / "dst", dtype="float32")
     device, host = smallest(tmp_path / "dst", context=256)
