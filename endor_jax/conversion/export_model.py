@@ -11,8 +11,8 @@ import numpy as np
 
 from endor_jax.arrays import bits_of
 from endor_jax.conversion.survey import Progress
+from endor_jax.format.decode import decode
 from endor_jax.format.layout import FieldLayout
-from endor_jax.kernels.expand.on_host import expand_on_host
 from endor_jax.sources.mapping import Place, to_hf
 from endor_jax.sources.source import TensorInfo
 from endor_jax.store.reader import Checkpoint
@@ -35,7 +35,7 @@ class ExportModel:
             self.report(f"decoding {record.name}", done, total)
             words = self.checkpoint.read_record(record)
             for tensor in words:
-                array = expand_on_host(words[tensor])
+                array = decode(words[tensor])
                 yield names[Place(record.name, tensor)], array
                 done += array.nbytes
         self.report("done", total, total)
@@ -62,7 +62,7 @@ class ExportModel:
                 counts[name] = record.stats[place.tensor].nonzero
                 if isinstance(tensor, FieldLayout) and tensor.codec.quantised:
                     words = words or self.checkpoint.read_record(record)
-                    counts[name] = int(np.count_nonzero(bits_of(expand_on_host(words[place.tensor]))))
+                    counts[name] = int(np.count_nonzero(bits_of(decode(words[place.tensor]))))
         return counts
 
     @property

@@ -67,7 +67,7 @@ def test_a_failure_leaves_nothing_and_what_a_killed_export_left_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endor.convert(write_tiny(tmp_path / "source"), tmp_path / "checkpoint")
-    out, decode, calls = tmp_path / "new" / "out", export_model.expand_on_host, []
+    out, decode, calls = tmp_path / "new" / "out", export_model.decode, []
 
     def fail_late(tensor):
         calls.append(tensor)
@@ -76,7 +76,7 @@ def test_a_failure_leaves_nothing_and_what_a_killed_export_left_is_taken_over(
         return decode(tensor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(export_model, "expand_on_host", fail_late)
+        patched.setattr(export_model, "decode", fail_late)
         with pytest.raises(InvalidInputError, match="mend it"):
             endor.export(tmp_path / "checkpoint", out, to="orbax")
     assert not (tmp_path / "new").exists()
