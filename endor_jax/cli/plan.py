@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endor_jax.cli.console import DeviceMemory, HostMemory, Json, Output, Quiet, Verbose
-from endor_jax.cli.devices import TensorParallel, mesh_of
+from endor_jax.cli.devices import mesh_of
 from endor_jax.location import Location, ObjectPath, locate
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def command(
     ] = None,
     device_memory: DeviceMemory = None,
     host_memory: HostMemory = None,
-    tensor_parallel: TensorParallel = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Devices that would share every layer; --device-memory is that of each."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -110,15 +110,12 @@ class _Matrix:
 
 
 def _matrices(layout: RecordLayout) -> list[_Matrix]:
-    """The compressed matrices of a record, with the rows that pad its parts; of one that has none, those
-    stored as their own bytes, which are multiplied about as fast as such fields without a bitmap."""
-    compressed = [
+    """The matrices of a record: compressed ones with the rows that pad its parts. Those that are stored as
+    their own bytes are multiplied about as fast as such fields without a bitmap."""
+    return [
         _Matrix(tensor.codec.name, tensor.dtype, layout.parts * tensor.rows * tensor.columns)
-        for _, tensor in layout.tensors
         if isinstance(tensor, FieldLayout)
-    ]
-    return compressed or [
-        _Matrix(OWN_BYTES, tensor.dtype, math.prod(tensor.shape))
+        else _Matrix(OWN_BYTES, tensor.dtype, math.prod(tensor.shape))
         for _, tensor in layout.tensors
         if len(tensor.shape) > 1
     ]

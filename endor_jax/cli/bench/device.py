@@ -99,7 +99,10 @@ def keeper(record: Path | None) -> Callable[[Measured], None]:
 
     def keep(measured: Measured) -> None:
         if record is not None:
-            record.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
+            # Whole at any moment: the run may be ended within the next cell, or within this line.
+            part = record.with_name(f".{record.name}.part")
+            part.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
+            part.replace(record)
 
     return keep
 
