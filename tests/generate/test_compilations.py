@@ -26,7 +26,7 @@ from tests.tiny_models import LLAMA, OPT, tensor_shapes, write_tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 LAYERS = os.environ.get("ENDOR_TEST_LAYERS")
-"""Of the two large models, where it is set. With all of them, 30 and 22, they take a minute longer on two cores."""
+"""Of the two large models, where it is set. All of them, 30 and 22, take a minute longer on two cores."""
 
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"],

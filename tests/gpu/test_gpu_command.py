@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 FAKE = r"""#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 case "$*" in
+  *compute_capability*) exit "${NO_HOPPER:-0}" ;;
   *jax.devices*) echo "== jax 0 gpu: fake"; exit "${NO_GPU:-0}" ;;
   *native.available*) exit "${NO_EXTENSION:-0}" ;;
   *pytest*test_expand_conformance*) echo "1 failed"; exit "${CONFORMANCE:-0}" ;;
@@ -67,7 +68,7 @@ def test_all_steps_run_and_leave_few_files(tmp_path: Path) -> None:
     assert "mosaic" not in kernels + others
     (unproven,) = calls(tmp_path, "-m gpu", "tests/gpu/test_mosaic_on_device.py")
     assert "tests/kernels" not in unproven
-    (timed,) = calls(tmp_path, "bench expand", "--implementation mosaic --implementation triton")
+    (timed,) = calls(tmp_path, "bench expand", "--implementation mosaic")
     assert f"--record {tmp_path / 'out'}/mosaic.json" in timed
     (linear,) = calls(tmp_path, "bench linear")
     out = tmp_path / "out"
@@ -81,6 +82,15 @@ def test_a_step_that_fails_does_not_end_the_others_and_is_said(tmp_path: Path) -
     assert "== expand: exit code 3 after" in done.stdout
     assert "1 failed" in (tmp_path / "out" / "log.txt").read_text()
     assert calls(tmp_path, "bench linear --minutes 2")
+
+
+def test_where_there_is_no_hopper_its_kernel_is_left_out(tmp_path: Path) -> None:
+    done = command(tmp_path, str(tmp_path / "out"), "mosaic", NO_HOPPER="1", ENDOR_COMMIT="abc")
+    assert done.returncode == 0
+    assert "== mosaic: left out, this is no Hopper GPU" in done.stdout
+    assert not calls(tmp_path, "pytest")
+    assert not calls(tmp_path, "bench")
+    assert (tmp_path / "out" / "log.txt").read_text().startswith("== commit abc\n")
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(tmp_path: Path) -> None:
