@@ -42,8 +42,7 @@ extern "C" __global__ void walk(const uint32_t* __restrict__ part, const float* 
       for(int j=0;j<UNROLL;j++){
         int at=j*B+B-32; // shift so that the field's sign is bit 31
         uint32_t t = at<0 ? v[0]<<(-at) : fun(v[at/32],v[at/32+1],at%32);
-        uint32_t e=((uint32_t)((int32_t)t>>(9-(B-8-0)+7-(7)))); // placeholder shift, below
-        e = (uint32_t)((int32_t)t >> (16-B+0)); // magnitude B-1 bits at 16..16+B-2, sign extended
+        uint32_t e = (uint32_t)((int32_t)t >> (16-B)); // magnitude B-1 bits at 16..16+B-2, sign extended
         e = (e & (0x80000000u | (((1u<<(B-1))-1)<<16))) + base;
         uint32_t sh; asm("bfind.u32 %0,%1;":"=r"(sh):"r"(w));
         float xv=*(const float*)((const char*)mine + sh*128);
