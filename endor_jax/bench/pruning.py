@@ -20,10 +20,10 @@ from endor_jax.bench.pruning_record import (
     PruningRecord,
     check_same,
     read_record,
-    write_record,
 )
 from endor_jax.bench.pruning_scores import Dense, dense_model, score
 from endor_jax.bench.pruning_text import PruningText, pruning_text
+from endor_jax.bench.record_file import write_record
 from endor_jax.bench.verb import run_verb
 from endor_jax.bench.workloads import make_whole
 from endor_jax.store.digest import digest_json

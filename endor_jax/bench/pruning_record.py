@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,13 +85,6 @@ def read_record(path: Path) -> PruningRecord | None:
             expected="a record of this suite, to add to",
             fix="name another file",
         ) from error
-
-
-def write_record(record: PruningRecord, path: Path) -> None:
-    """Writes it whole or not at all."""
-    making = path.with_name(f"{path.name}.making")
-    making.write_text(json.dumps(record.to_json(), indent=1) + "\n")
-    os.replace(making, path)
 
 
 def check_same(path: Path, record: PruningRecord, settings: Mapping[str, Any]) -> None:

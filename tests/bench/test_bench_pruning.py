@@ -19,10 +19,11 @@ import endor_jax as endor
 from endor_jax.bench import pruning, pruning_text
 from endor_jax.bench.plot_pruning import plot_pruning
 from endor_jax.bench.pruning_cells import DENSE, Cell, Grid, PruningSettings
-from endor_jax.bench.pruning_record import MeasuredCell, PruningRecord, read_record, write_record
+from endor_jax.bench.pruning_record import MeasuredCell, PruningRecord, read_record
 from endor_jax.bench.pruning_scores import dense_model, score
 from endor_jax.bench.pruning_table import cell_row, ratio_headings, ratio_rows, record_markdown
 from endor_jax.bench.pruning_text import PruningText
+from endor_jax.bench.record_file import write_record
 from endor_jax.cli.main import app
 from endor_jax.errors import InvalidInputError, OptionError, ResumeError
 from endor_jax.evaluate.compare import compare
@@ -145,9 +146,8 @@ def test_cells_are_scored_added_to_the_record_and_not_measured_again(
     values = run("--method", "magnitude", "--method", "wanda", "--sparsity", "0.5")
     magnitude, wanda = values["cells"]
     assert magnitude["cell"]["method"] == "magnitude"
-    assert (
-        abs(wanda["ratio"] - 1) > 0.001
-    )  # the text is Python's: of one version it gains, of another it loses
+    # The text is Python's, the model random: of one version it gains by pruning, of another it loses.
+    assert abs(wanda["ratio"] - 1) > 0.001
     assert wanda["divergence"] > 0.001
     assert 0 < wanda["agreement"] < 1
     assert wanda["sparsity"] == pytest.approx(0.5, abs=0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from endor_jax.cli.bench.options import Measured, reporter, show
+from endor_jax.bench.record_file import Measured, write_record
+from endor_jax.cli.bench.options import reporter, show
 from endor_jax.cli.bench.tables import figures_table
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ def named(implementations: Sequence[str] | None) -> tuple[Implementation, ...]:
     """The implementations of these names. Raises OptionError for one that no device has."""
     from endor_jax.errors import OptionError
 
-    known: dict[str, Implementation] = {"triton": "triton", "xla": "xla", "mosaic": "mosaic"}
+    known: tuple[Implementation, ...] = ("triton", "xla", "mosaic")
     for name in implementations or ():
         if name not in known:
             raise OptionError(
                 "--implementation", got=name, expected=", ".join(known), fix="leave it out to take the best"
             )
-    return tuple(known[name] for name in implementations or ())
+    return tuple(known[known.index(name)] for name in implementations or ())
 
 
 def one(name: str, given: Sequence[Value] | None, default: Value) -> Value:
@@ -99,10 +99,7 @@ def keeper(record: Path | None) -> Callable[[Measured], None]:
 
     def keep(measured: Measured) -> None:
         if record is not None:
-            # Whole at any moment: the run may be ended within the next cell, or within this line.
-            part = record.with_name(f".{record.name}.part")
-            part.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
-            part.replace(record)
+            write_record(measured, record)
 
     return keep
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from endor_jax.bench.record_file import Measured, write_record
 from endor_jax.cli.console import Output
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ Threads = Annotated[
     list[int] | None, typer.Option(min=1, help="Number of threads. May be given several times.")
 ]
 Seconds = Annotated[float, typer.Option(min=0, help="For each contender in each case.")]
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """A record of any suite."""
-
-    def to_json(self) -> dict[str, Any]: ...
 
 
 def check_files(record: Path | None, plot: Path | None = None) -> None:
@@ -84,7 +77,7 @@ def show(output: Output, measured: Measured, tables: list[RenderableType], recor
     """The record to its file, and to stdout: as JSON, or as tables."""
     values = measured.to_json()
     if record is not None:
-        record.write_text(json.dumps(values, indent=1) + "\n")
+        write_record(measured, record)
     if output.as_json:
         output.json(values)
         return
