@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import re
 from typing import Any
@@ -179,15 +178,10 @@ def test_logits_without_a_finite_maximum_are_refused(bad, temperature):
         sample(logits, Sampler(temperature=temperature), np.random.default_rng(0))
 
 
-def beside_transformers(test):
-    """Marks a test as one of those that skip where torch and transformers are not installed."""
-    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    return pytest.mark.reference(pytest.mark.skipif(bool(absent), reason=f"no {absent}")(test))
-
-
 def by_transformers(logits: np.ndarray, sampler: Sampler, seen: list[int]) -> np.ndarray:
     """Float64 probabilities by transformers' own processors, in the order of `generate`."""
-    import torch
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     from transformers import (
         LogitsProcessorList,
         MinPLogitsWarper,
@@ -213,7 +207,7 @@ def by_transformers(logits: np.ndarray, sampler: Sampler, seen: list[int]) -> np
     return torch.softmax(scores, dim=-1)[0].numpy()
 
 
-@beside_transformers
+@pytest.mark.reference
 @given(logits=LOGITS, sampler=SAMPLERS, data=st.data())
 def test_candidates_and_probabilities_are_those_of_transformers(logits, sampler, data):
     logits = np.asarray(logits, np.float32)
@@ -227,11 +221,10 @@ def test_candidates_and_probabilities_are_those_of_transformers(logits, sampler,
     assert set(ids[probabilities > edge].tolist()) == set(np.flatnonzero(expected > edge).tolist())
 
 
-@beside_transformers
+@pytest.mark.reference
 def test_the_steps_come_in_the_order_of_transformers_generate():
-    from transformers import GenerationMixin
-
-    source = inspect.getsource(GenerationMixin._get_logits_processor)
+    transformers = pytest.importorskip("transformers")
+    source = inspect.getsource(transformers.GenerationMixin._get_logits_processor)
     steps = ["RepetitionPenaltyLogits", "TemperatureLogits", "TopKLogits", "TopPLogits", "MinPLogits"]
     places = [re.search(rf"\b{step}\w+\(", source) for step in steps]
     starts = [place.start() for place in places if place]
@@ -239,7 +232,7 @@ def test_the_steps_come_in_the_order_of_transformers_generate():
     assert starts == sorted(starts)
 
 
-@beside_transformers
+@pytest.mark.reference
 @given(logits=LOGITS, data=st.data())
 def test_penalised_greedy_is_that_of_transformers(logits, data):
     logits = np.asarray(logits, np.float32)

@@ -24,14 +24,17 @@ DISK_BOUND = Costs(
 NOTHING_FREE = Free(0, 0)
 
 
-def plan_of(device: int, host: int, *, shares_memory: bool = False) -> Plan:
+def plan_of(
+    device: int, host: int, *, shares_memory: bool = False, embedding: int = 0, devices: int = 1
+) -> Plan:
     return make_plan(
         DEMANDS,
-        fixed=FixedCosts(),
+        fixed=FixedCosts(host=(("embedding", embedding),)),
         device_budget_bytes=device,
         host_budget_bytes=host,
         reads=1,
         shares_memory=shares_memory,
+        devices=devices,
     )
 
 
@@ -48,27 +51,14 @@ def test_offloading_is_pointless_where_everything_fits_on_the_device() -> None:
 
 
 def test_where_memory_is_shared_the_host_s_share_has_to_fit_too() -> None:
-    plan = make_plan(
-        DEMANDS,
-        fixed=FixedCosts(host=(("embedding", 500),)),
-        device_budget_bytes=10 * SIZE,
-        host_budget_bytes=10 * SIZE,
-        shares_memory=True,
-    )
+    plan = plan_of(10 * SIZE, 10 * SIZE, shares_memory=True, embedding=500)
     everything = RECORDS * SIZE
     assert "pointless" not in " ".join(advise(plan, DISK_BOUND, Free(everything + 499, everything + 499)))
     assert "pointless" in advise(plan, DISK_BOUND, Free(everything + 500, everything + 500))[0]
 
 
 def test_devices_that_share_one_memory_need_room_for_each_of_them() -> None:
-    plan = make_plan(
-        DEMANDS,
-        fixed=FixedCosts(host=(("embedding", 500),)),
-        device_budget_bytes=10 * SIZE,
-        host_budget_bytes=30 * SIZE,
-        shares_memory=True,
-        devices=4,
-    )
+    plan = plan_of(10 * SIZE, 30 * SIZE, shares_memory=True, embedding=500, devices=4)
     room = 4 * RECORDS * SIZE + 500
     assert "pointless" not in " ".join(advise(plan, DISK_BOUND, Free(room - 1, room - 1)))
     sentence, *_ = advise(plan, DISK_BOUND, Free(room, room))
